@@ -1,0 +1,1 @@
+"""MAGI-1 inference and training, independent of ComfyUI."""

@@ -1,0 +1,297 @@
+"""Sizes and settings: what the public checkpoint's JSON says, as frozen dataclasses.
+
+A public configuration file holds three objects, ``model_config``, ``runtime_config`` and ``engine_config`` (spec section 1).
+They become three values here: ``DiTConfig`` (the network), ``Sampling`` (how chunks are denoised) and ``MagiConfig`` (both,
+with what surrounds them). Presets for the released models and magi-nano stand at the end of the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from magi_core.errors import MagiError
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """The diffusion transformer's sizes (spec section 1; defaults are the 4.5B model's)."""
+
+    num_layers: int = 34
+    hidden_size: int = 3072
+    ffn_hidden_size: int = 12288
+    num_attention_heads: int = 24
+    num_query_groups: int = 8
+    kv_channels: int = 128
+    layernorm_epsilon: float = 1e-6
+    apply_layernorm_1p: bool = True
+    x_rescale_factor: float = 1.0
+    half_channel_vae: bool = False
+    in_channels: int = 16
+    out_channels: int = 16
+    patch_size: int = 2
+    t_patch_size: int = 1
+    cond_hidden_ratio: float = 0.25
+    xattn_cond_hidden_ratio: float = 1.0
+    cond_gating_ratio: float = 1.0
+    caption_channels: int = 4096
+    caption_max_length: int = 800
+    gated_linear_unit: bool = False
+    params_dtype: torch.dtype = torch.bfloat16
+    fp8_quant: bool = False
+    distill: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels"):
+            if getattr(self, name) < 1:
+                raise MagiError(f"model_config.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.num_attention_heads % self.num_query_groups:
+            raise MagiError(
+                f"model_config.num_attention_heads {self.num_attention_heads} is not a multiple of num_query_groups {self.num_query_groups}"
+            )
+        if self.num_attention_heads * self.kv_channels % MERGE_SLICES:
+            raise MagiError(
+                f"model_config.num_attention_heads x kv_channels is {self.num_attention_heads * self.kv_channels}; it must be a multiple of {MERGE_SLICES}"
+            )
+        if self.rope_bands < 1 or 6 * self.rope_bands > self.kv_channels:
+            raise MagiError(
+                f"model_config gives {self.rope_bands} rotary bands (hidden_size / num_attention_heads / 8); "
+                f"6 x bands must be between 6 and kv_channels {self.kv_channels}"
+            )
+        if self.fp8_quant and self.num_layers < 3:
+            raise MagiError(
+                f"engine_config.fp8_quant needs at least 3 layers (first and last stay plain); num_layers is {self.num_layers}"
+            )
+
+    @property
+    def cond_hidden_size(self) -> int:
+        """Width of the timestep and adaLN conditions."""
+        return int(self.hidden_size * self.cond_hidden_ratio)
+
+    @property
+    def text_hidden_size(self) -> int:
+        """Width of the projected caption that cross-attention reads."""
+        return int(self.hidden_size * self.xattn_cond_hidden_ratio)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the VAE's latents: half of the network's where the input is given twice (half_channel_vae)."""
+        return self.in_channels // 2 if self.half_channel_vae else self.in_channels
+
+    @property
+    def rope_bands(self) -> int:
+        """Learned rotary frequencies; counted from hidden_size / heads, not from kv_channels (spec 14.2)."""
+        return self.hidden_size // self.num_attention_heads // 8
+
+
+MERGE_SLICES = 8
+"""Self- and cross-attention outputs are interleaved in 8 slices, whatever the number of KV groups (spec 14.1)."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a video is denoised (spec sections 7 and 8; defaults are the release's)."""
+
+    num_steps: int = 64
+    window_size: int = 4
+    chunk_width: int = 6
+    cfg_number: int = 3
+    cfg_t_range: tuple[float, ...] = (0.0, 0.0217, 0.1, 0.3, 0.999)
+    prev_chunk_scales: tuple[float, ...] = (1.5, 1.5, 1.5, 1.0, 1.0)
+    text_scales: tuple[float, ...] = (7.5, 7.5, 7.5, 0.0, 0.0)
+    noise2clean_kvrange: tuple[int, ...] = (5, 4, 3, 2)
+    clean_chunk_kvrange: int = 1
+    clean_t: float = 0.9999
+    shortcut_mode: str = "8,16,16"
+    distill_nearly_clean_chunk_threshold: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "window_size", "chunk_width"):
+            if getattr(self, name) < 1:
+                raise MagiError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.num_steps % self.window_size:
+            raise MagiError(
+                f"num_steps {self.num_steps} is not a multiple of window_size {self.window_size}; "
+                f"use {self.num_steps - self.num_steps % self.window_size or self.window_size} steps or another window"
+            )
+        if self.noise2clean_kvrange and self.num_steps % len(self.noise2clean_kvrange):
+            raise MagiError(
+                f"num_steps {self.num_steps} is not a multiple of {len(self.noise2clean_kvrange)}, the number of noise2clean_kvrange entries"
+            )
+        if any(n < 1 for n in self.noise2clean_kvrange):
+            raise MagiError(
+                f"noise2clean_kvrange is {list(self.noise2clean_kvrange)}; every entry must be at least 1 (the chunk itself)"
+            )
+        if self.clean_chunk_kvrange < 1 and self.clean_chunk_kvrange != -1:
+            raise MagiError(
+                f"clean_chunk_kvrange is {self.clean_chunk_kvrange}; it must be at least 1, or -1 for the last noise2clean_kvrange"
+            )
+        if self.cfg_number not in (1, 3):
+            raise MagiError(f"cfg_number is {self.cfg_number}; it must be 3 (base model) or 1 (distilled model)")
+        if not len(self.cfg_t_range) == len(self.prev_chunk_scales) == len(self.text_scales):
+            raise MagiError("cfg_t_range, prev_chunk_scales and text_scales must have the same number of entries")
+
+
+@dataclass(frozen=True)
+class MagiConfig:
+    """A whole model as one configuration file describes it; paths are as written in the file."""
+
+    dit: DiTConfig = DiTConfig()
+    sampling: Sampling = Sampling()
+    height: int = 720
+    width: int = 720
+    fps: int = 24
+    num_frames: int = 96
+    seed: int = 1234
+    scale_factor: float = 0.18215
+    temporal_downsample_factor: int = 4
+    load: str = ""
+    t5_pretrained: str = ""
+    vae_pretrained: str = ""
+
+    def __post_init__(self) -> None:
+        if self.sampling.cfg_number != (1 if self.dit.distill or self.dit.fp8_quant else 3):
+            kind = "distilled or fp8" if self.dit.distill or self.dit.fp8_quant else "base"
+            raise MagiError(
+                f"runtime_config.cfg_number is {self.sampling.cfg_number}, but a {kind} model needs {4 - self.sampling.cfg_number}"
+            )
+
+
+def parse_config(document: Mapping[str, Any]) -> MagiConfig:
+    """Read the three objects of a public configuration. Missing fields take the defaults above, unknown ones are ignored.
+
+    Raises MagiError naming the field whose value has the wrong type or is not allowed.
+    """
+    merged: dict[str, Any] = {}
+    for part in ("model_config", "runtime_config", "engine_config"):
+        section = document.get(part, {})
+        if not isinstance(section, Mapping):
+            raise MagiError(f"{part} must be a JSON object, not {type(section).__name__}")
+        merged.update(section)
+    if not merged:
+        raise MagiError("this is not a MAGI configuration: model_config, runtime_config and engine_config are all missing")
+    renamed = {"video_size_h": "height", "video_size_w": "width"}
+    merged = {renamed.get(name, name): value for name, value in merged.items()}
+    return MagiConfig(
+        dit=DiTConfig(**_pick(DiTConfig, merged)), sampling=Sampling(**_pick(Sampling, merged)), **_pick(MagiConfig, merged)
+    )
+
+
+def read_config(path: Path) -> MagiConfig:
+    """Read a configuration file; raises MagiError when it is missing, no JSON, or not allowed."""
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MagiError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise MagiError(f"the configuration {path} is not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise MagiError(f"the configuration {path} must be a JSON object, not {type(document).__name__}")
+    return parse_config(document)
+
+
+def config_document(config: MagiConfig) -> dict[str, dict[str, Any]]:
+    """The configuration as the public three-object JSON; ``parse_config`` of it gives the same value back."""
+    model = {f.name: getattr(config.dit, f.name) for f in fields(DiTConfig)}
+    engine = {name: model.pop(name) for name in ("fp8_quant", "distill")}
+    model["params_dtype"] = str(model["params_dtype"])
+    runtime = {f.name: getattr(config.sampling, f.name) for f in fields(Sampling)}
+    for name in ("shortcut_mode", "distill_nearly_clean_chunk_threshold"):
+        engine[name] = runtime.pop(name)
+    around = {f.name: getattr(config, f.name) for f in fields(MagiConfig) if f.name not in ("dit", "sampling")}
+    runtime |= {"video_size_h": around.pop("height"), "video_size_w": around.pop("width")} | around
+    runtime = {name: list(value) if isinstance(value, tuple) else value for name, value in runtime.items()}
+    return {"model_config": model, "runtime_config": runtime, "engine_config": engine}
+
+
+def _pick(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of ``values`` that are fields of the dataclass ``kind``, converted to the field's type."""
+    picked = {}
+    for field in fields(kind):
+        if field.name in values and field.name not in ("dit", "sampling"):
+            picked[field.name] = _convert(field.name, values[field.name], str(field.type))
+    return picked
+
+
+def _convert(name: str, value: Any, kind: str) -> Any:
+    wrong = MagiError(f"configuration field {name} is {value!r}; it must be of type {kind}")
+    if kind == "torch.dtype":
+        dtype = DTYPES.get(str(value).removeprefix("torch."))
+        if dtype is None:
+            raise MagiError(f"configuration field {name} is {value!r}; allowed: {', '.join(DTYPES)}")
+        return dtype
+    if kind.startswith("tuple"):
+        item = "int" if "int" in kind else "float"
+        if not isinstance(value, list | tuple):
+            raise wrong
+        return tuple(_convert(name, v, item) for v in value)
+    if kind == "bool":
+        if not isinstance(value, bool):
+            raise wrong
+        return value
+    if kind in ("int", "float"):
+        if isinstance(value, bool) or not isinstance(value, int | float) or (kind == "int" and value != int(value)):
+            raise wrong
+        return int(value) if kind == "int" else float(value)
+    if not isinstance(value, str):
+        raise wrong
+    return value
+
+
+_RELEASE_24B = DiTConfig(
+    num_layers=48,
+    hidden_size=6144,
+    ffn_hidden_size=16384,
+    num_attention_heads=48,
+    x_rescale_factor=0.1,
+    half_channel_vae=True,
+    in_channels=32,
+    out_channels=32,
+    gated_linear_unit=True,
+)
+_NANO = DiTConfig(
+    num_layers=6,
+    hidden_size=192,
+    ffn_hidden_size=768,
+    num_attention_heads=3,
+    num_query_groups=1,
+    kv_channels=64,
+    cond_hidden_ratio=1.0,
+    caption_channels=128,
+    caption_max_length=256,
+    params_dtype=torch.float32,
+)
+_NANO_SAMPLING = Sampling(
+    num_steps=8,
+    prev_chunk_scales=(1.0,) * 5,
+    text_scales=(4.0, 4.0, 4.0, 1.0, 1.0),
+    noise2clean_kvrange=(2, 2, 2, 2),
+)
+
+
+def _variants(name: str, dit: DiTConfig, base: MagiConfig) -> dict[str, MagiConfig]:
+    distilled = replace(base.sampling, cfg_number=1, num_steps=16)
+    return {
+        name: replace(base, dit=dit),
+        f"{name}-distill": replace(base, dit=replace(dit, distill=True), sampling=distilled),
+        f"{name}-distill-fp8": replace(base, dit=replace(dit, distill=True, fp8_quant=True), sampling=distilled),
+    }
+
+
+PRESETS: Mapping[str, MagiConfig] = {
+    "nano": MagiConfig(dit=_NANO, sampling=_NANO_SAMPLING, height=64, width=64, scale_factor=1.0),
+    **_variants("4.5b", DiTConfig(), MagiConfig()),
+    **_variants("24b", _RELEASE_24B, MagiConfig(sampling=Sampling(num_steps=32), height=720, width=1280)),
+}
+"""Model sizes by name; a checkpoint's own configuration file, where there is one, wins."""
