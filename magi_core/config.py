@@ -53,7 +53,14 @@ class DiTConfig:
     distill: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels"):
+        for name in (
+            "num_layers",
+            "hidden_size",
+            "ffn_hidden_size",
+            "num_attention_heads",
+            "num_query_groups",
+            "kv_channels",
+        ):
             if getattr(self, name) < 1:
                 raise MagiError(f"model_config.{name} is {getattr(self, name)}; it must be at least 1")
         if self.num_attention_heads % self.num_query_groups:
@@ -180,11 +187,15 @@ def parse_config(document: Mapping[str, Any]) -> MagiConfig:
             raise MagiError(f"{part} must be a JSON object, not {type(section).__name__}")
         merged.update(section)
     if not merged:
-        raise MagiError("this is not a MAGI configuration: model_config, runtime_config and engine_config are all missing")
+        raise MagiError(
+            "this is not a MAGI configuration: model_config, runtime_config and engine_config are all missing"
+        )
     renamed = {"video_size_h": "height", "video_size_w": "width"}
     merged = {renamed.get(name, name): value for name, value in merged.items()}
     return MagiConfig(
-        dit=DiTConfig(**_pick(DiTConfig, merged)), sampling=Sampling(**_pick(Sampling, merged)), **_pick(MagiConfig, merged)
+        dit=DiTConfig(**_pick(DiTConfig, merged)),
+        sampling=Sampling(**_pick(Sampling, merged)),
+        **_pick(MagiConfig, merged),
     )
 
 

@@ -24,7 +24,9 @@ def atomic_write(target: Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
         os.close(handle)
     except OSError as error:
-        raise MagiError(f"cannot write {target}: {error.strerror}. Choose a folder that exists and is writable") from error
+        raise MagiError(
+            f"cannot write {target}: {error.strerror}. Choose a folder that exists and is writable"
+        ) from error
     temporary = Path(name)
     try:
         yield temporary

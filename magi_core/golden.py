@@ -76,18 +76,19 @@ class Golden:
 
     @cached_property
     def cases(self) -> tuple[Case, ...]:
-        """All cases whose file is there (a subset folder keeps the whole manifest)."""
+        """All tensor cases whose file is there (a subset folder keeps the whole manifest)."""
         cases = []
         for entry in self._manifest["cases"]:
-            if entry.get("file") and (self.folder / entry["file"]).is_file():
+            if (self.folder / entry["file"]).suffix == ".safetensors" and (self.folder / entry["file"]).is_file():
                 tolerance = {
-                    name: Tolerance(limits["max_abs"], limits["rel_rms"])
-                    for name, limits in (entry.get("tolerance") or {}).items()
-                    if "max_abs" in limits
+                    name: Tolerance(limits["max_abs"], limits.get("rel_rms", float("inf")))
+                    for name, limits in entry.get("tolerance", {}).items()
                 }
                 outputs = tuple(entry.get("outputs") or ())
                 file = self.folder / entry["file"]
-                cases.append(Case(entry["id"], entry.get("config") or "", file, entry.get("meta") or {}, outputs, tolerance))
+                cases.append(
+                    Case(entry["id"], entry.get("config") or "", file, entry.get("meta") or {}, outputs, tolerance)
+                )
         return tuple(cases)
 
     def family(self, name: str) -> tuple[Case, ...]:
@@ -122,14 +123,14 @@ class Golden:
 def _read(path: Path, prefix: str) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(prefix)]
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - safe_open is no mapping
             return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
         raise MagiError(f"cannot read the golden case {path}: {error}") from error
 
 
 def compare(computed: Tensor, recorded: Tensor) -> tuple[float, float]:
-    """(largest absolute difference, rms of the difference / rms of the recorded); infinite where shapes differ or values are not finite."""
+    """(largest absolute difference, rms(difference) / rms(recorded)); infinite where shapes differ or values are not finite."""
     if computed.shape != recorded.shape:
         return float("inf"), float("inf")
     difference = computed.to(torch.float64) - recorded.to(torch.float64)
