@@ -1,0 +1,26 @@
+# make demo: a video from magi-nano in under a minute.  make test: everything that must hold.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[all,dev]'
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/magi demo --output out
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest --cov=magi_core --cov-report=term:skip-covered
+
+clean:
+	rm -rf $(VENV) out
