@@ -1,0 +1,203 @@
+"""Encoding and decoding in overlapping windows, so that any size and length fits (spec section 12).
+
+The two directions blend differently, and both differences are part of the numbers: encoding blends with neighbours that are
+blended already, decoding with the neighbours as they were decoded. Without temporal overlap, decoding is the same whether the
+latents come at once or in pieces of whole tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from magi_core.errors import MagiError
+from magi_core.vae.config import VAEConfig
+from magi_core.vae.vit import ViTVAE
+
+Index = tuple[int, int, int]
+"""Place of a tile along time, height and width."""
+
+TIME = 2
+"""The first of the three axes of a video or latent that are tiled."""
+
+UNTILED = 100_000
+"""Tile size that stands for "the whole side"."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a video is cut into windows. Sizes in pixels and frames; the defaults are the release's."""
+
+    frames: int = 12
+    height: int | None = 256
+    """Rows of a tile; None: the whole height."""
+    width: int | None = 256
+    """Columns of a tile; None: the whole width."""
+    spatial_overlap: float = 0.25
+    """Part of a tile, 0..1, that it shares with the next one in space."""
+    temporal_overlap: float = 0.0
+    """Part of a tile, 0..1, that it shares with the next one in time."""
+    single_frame_rule: bool = True
+    """A tile of one latent frame decodes to one frame: 4 latent frames with 12-frame tiles give 12 + 1 frames. A VAE whose
+    window is one latent frame needs False, or each of them would lose its other frames."""
+    tiles_per_batch: int = 8
+    """Tiles of the same size that are computed together: more are faster and need more memory."""
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "height", "width", "tiles_per_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise MagiError(f"tiling: {name} is {value}; it must be at least 1")
+        for name in ("spatial_overlap", "temporal_overlap"):
+            if not 0 <= getattr(self, name) < 1:
+                raise MagiError(f"tiling: {name} is {getattr(self, name)}; it must be at least 0 and less than 1")
+
+    @property
+    def window(self) -> Index:
+        """Size of a tile in frames, rows and columns."""
+        return self.frames, self.height or UNTILED, self.width or UNTILED
+
+    @property
+    def overlaps(self) -> tuple[float, float, float]:
+        """Part of a tile that the next one shares, along time, height and width."""
+        return self.temporal_overlap, self.spatial_overlap, self.spatial_overlap
+
+
+def tiling_for(config: VAEConfig) -> Tiling:
+    """The tiling that a VAE was made for: the release's, or windows of one latent frame where the VAE knows no more."""
+    if config.video_length == config.patch_length:
+        return Tiling(frames=config.patch_length, single_frame_rule=False, tiles_per_batch=64)
+    return Tiling()
+
+
+def encode_tiled(vae: ViTVAE, video: Tensor, tiling: Tiling) -> Tensor:
+    """Latents [N, C, T/4, H/8, W/8] of a video [N, 3, T, H, W] in -1..1. A last tile of one frame gives one latent frame.
+
+    Raises MagiError where height and width are no multiples of the patch, a tile would have a length that is neither 1 nor a
+    multiple of the patch, or the tiling does not fit the patch.
+    """
+    latent_window = _latent_window(tiling, vae.config)
+    strides = _strides(tiling.window, tiling.overlaps)
+    _check_length(video.shape[TIME], tiling.frames, strides[0], vae.config.patch_length)
+    tiles = _map_batched(vae.encode, _cut(video, tiling.window, strides), tiling.tiles_per_batch)
+    extents = _shared(latent_window, tiling.overlaps)
+    for index in tiles:  # row-major and in place: the neighbours are blended already
+        tiles[index] = _blend_with_neighbours(tiles, index, extents)
+    return _assemble(tiles, latent_window, extents)
+
+
+def decode_tiled(vae: ViTVAE, latent: Tensor, tiling: Tiling) -> Tensor:
+    """Frames [N, 3, T, H, W], nominally in -1..1, of latents [N, C, T, H, W]; see ``Tiling.single_frame_rule`` for T.
+
+    Raises MagiError where the latents do not fit the VAE or the tiling does not fit the patch.
+    """
+    latent_window = _latent_window(tiling, vae.config)
+    cut = _cut(latent, latent_window, _strides(latent_window, tiling.overlaps))
+    decode = vae.decode if tiling.single_frame_rule else vae.decode_all
+    tiles = _map_batched(decode, cut, tiling.tiles_per_batch)
+    extents = _shared(tiling.window, tiling.overlaps)
+    blended = {index: _blend_with_neighbours(tiles, index, extents) for index in tiles}
+    return _assemble(blended, tiling.window, extents)
+
+
+def _latent_window(tiling: Tiling, config: VAEConfig) -> Index:
+    """Size of a tile in latent positions; tile and overlap must be whole patches, or the grids of the tiles would not meet."""
+    patch = (config.patch_length, config.patch_size, config.patch_size)
+    names = ("frames", "height", "width")
+    for name, size, overlap, step in zip(names, tiling.window, tiling.overlaps, patch, strict=True):
+        if size != UNTILED and (size % step or size * overlap % step):
+            raise MagiError(
+                f"tiling: {name} {size} with an overlap of {overlap} does not fit the VAE; "
+                f"the tile and its overlapping part ({size * overlap:g}) must be multiples of {step}"
+            )
+    t, h, w = (size // step for size, step in zip(tiling.window, patch, strict=True))
+    return t, h, w
+
+
+def _strides(window: Index, overlaps: tuple[float, float, float]) -> Index:
+    t, h, w = (int(size * (1 - overlap)) for size, overlap in zip(window, overlaps, strict=True))
+    return t, h, w
+
+
+def _shared(window: Index, overlaps: tuple[float, float, float]) -> Index:
+    """How far each tile reaches into the next one."""
+    t, h, w = (int(size * overlap) for size, overlap in zip(window, overlaps, strict=True))
+    return t, h, w
+
+
+def _check_length(frames: int, window: int, stride: int, patch: int) -> None:
+    for start in range(0, frames, stride):
+        length = min(window, frames - start)
+        if length != 1 and length % patch:
+            raise MagiError(
+                f"a video of {frames} frames leaves a last window of {length} frames, which the VAE cannot encode; "
+                f"trim it to {frames - frames % patch} frames (a multiple of {patch})"
+            )
+
+
+def _cut(x: Tensor, window: Index, strides: Index) -> dict[Index, Tensor]:
+    """The tiles by their place, in row-major order; those at the far borders are smaller."""
+    starts = [range(0, size, stride) for size, stride in zip(x.shape[TIME:], strides, strict=True)]
+    return {
+        (f // strides[0], i // strides[1], j // strides[2]): x[
+            :, :, f : f + window[0], i : i + window[1], j : j + window[2]
+        ]
+        for f, i, j in product(*starts)
+    }
+
+
+def _map_batched(function: Callable[[Tensor], Tensor], tiles: dict[Index, Tensor], limit: int) -> dict[Index, Tensor]:
+    """``function`` of every tile, tiles of equal shape up to ``limit`` at once; the order of the tiles is kept."""
+    by_shape: dict[torch.Size, list[Index]] = {}
+    for index, tile in tiles.items():
+        by_shape.setdefault(tile.shape, []).append(index)
+    results: dict[Index, Tensor] = {}
+    for indices in by_shape.values():
+        for start in range(0, len(indices), limit):
+            batch = indices[start : start + limit]
+            outputs = function(torch.cat([tiles[index] for index in batch]))
+            results |= zip(batch, outputs.chunk(len(batch)), strict=True)
+    return {index: results[index] for index in tiles}
+
+
+def _blend_with_neighbours(tiles: dict[Index, Tensor], index: Index, extents: Index) -> Tensor:
+    """The tile at ``index``, faded into the tiles before it in time, above it and to its left."""
+    tile = tiles[index]
+    for axis in range(3):
+        if index[axis] and extents[axis]:
+            f, i, j = (place - (a == axis) for a, place in enumerate(index))
+            tile = _blend(tiles[f, i, j], tile, TIME + axis, extents[axis])
+    return tile
+
+
+def _blend(before: Tensor, after: Tensor, axis: int, extent: int) -> Tensor:
+    """``after``, whose first ``extent`` slices along ``axis`` fade over from the last ones of ``before``."""
+    extent = min(before.shape[axis], after.shape[axis], extent)
+    fade = (torch.arange(extent, device=after.device) / extent).to(after.dtype)
+    fade = fade.view(-1, *[1] * (after.ndim - 1 - axis))
+    overlap = before.narrow(axis, before.shape[axis] - extent, extent) * (1 - fade)
+    overlap = overlap + after.narrow(axis, 0, extent) * fade
+    return torch.cat([overlap, after.narrow(axis, extent, after.shape[axis] - extent)], dim=axis)
+
+
+def _assemble(tiles: dict[Index, Tensor], window: Index, extents: Index) -> Tensor:
+    """Crop every tile to the part that the next one does not blend over, and put them together."""
+    t, h, w = (size - extent for size, extent in zip(window, extents, strict=True))
+    counts = [last + 1 for last in max(tiles)]
+    return torch.cat(
+        [
+            torch.cat(
+                [
+                    torch.cat([tiles[f, i, j][:, :, :t, :h, :w] for j in range(counts[2])], dim=TIME + 2)
+                    for i in range(counts[1])
+                ],
+                dim=TIME + 1,
+            )
+            for f in range(counts[0])
+        ],
+        dim=TIME,
+    )
