@@ -1,0 +1,7 @@
+"""The diffusion transformer of MAGI-1."""
+
+from magi_core.model.cache import KVCache
+from magi_core.model.dit import MagiDiT
+from magi_core.model.precision import promote
+
+__all__ = ["KVCache", "MagiDiT", "promote"]

@@ -1,0 +1,88 @@
+"""Range attention on top of torch's scaled dot product attention.
+
+Notable:
+- A mask is never built. Each range is a dense block; ranges of equal shape become one batched call.
+- Grouped queries need no kernel support: without a mask the query heads that share a key head may stand in one long row of
+  queries, so every backend sees ordinary attention.
+- Windows are cut with one ``split``, whose backward is one concatenation, however many ranges there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class AttnRange(NamedTuple):
+    """Query rows [q_start, q_end) attend to key rows [k_start, k_end), all of them."""
+
+    q_start: int
+    q_end: int
+    k_start: int
+    k_end: int
+
+
+class Attend(Protocol):
+    """What the model needs of an attention implementation; see ``attend``."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, ranges: Sequence[AttnRange]) -> Tensor: ...
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, ranges: Sequence[AttnRange]) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v inside every range (spec 3.9); differentiable.
+
+    q is [Lq, Hq, d], k and v are [Lk, Hk, d], Hq a multiple of Hk: query head a reads key head a // (Hq / Hk). Returns
+    [Lq, Hq, d] in the dtype of q. Rows in no range, and rows whose range holds no key, are zero. Key ranges may overlap;
+    query ranges may not (ValueError).
+    """
+    ordered = sorted(r for r in ranges if r.q_end > r.q_start and r.k_end > r.k_start)
+    if any(one.q_end > two.q_start for one, two in pairwise(ordered)):
+        raise ValueError("two attention ranges share query rows")
+    groups: dict[tuple[int, int], list[AttnRange]] = {}
+    for r in ordered:
+        groups.setdefault((r.q_end - r.q_start, r.k_end - r.k_start), []).append(r)
+    q_windows = [[(r.q_start, r.q_end) for r in group] for group in groups.values()]
+    k_windows = [[(r.k_start, r.k_end) for r in group] for group in groups.values()]
+    batches = zip(_batches(q, q_windows), _batches(k, k_windows), _batches(v, k_windows), strict=True)
+    blocks = [_attend_blocks(*batch) for batch in batches]
+    return _place(blocks, q_windows, q)
+
+
+def _batches(rows: Tensor, groups: list[list[tuple[int, int]]]) -> list[Tensor]:
+    """The windows of each group, stacked: [n, length, H, d]. A view where a group's windows follow each other without a gap."""
+    edges = sorted({0, len(rows)} | {edge for windows in groups for window in windows for edge in window})
+    place = {edge: i for i, edge in enumerate(edges)}
+    pieces = rows.split([end - start for start, end in pairwise(edges)])
+    batches = []
+    for windows in groups:
+        if all(one[1] == two[0] for one, two in pairwise(windows)):
+            batch = rows[windows[0][0] : windows[-1][1]]
+        else:
+            batch = torch.cat([p for start, end in windows for p in pieces[place[start] : place[end]]])
+        batches.append(batch.unflatten(0, (len(windows), -1)))
+    return batches
+
+
+def _attend_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """n dense attentions: q [n, lq, Hq, d], k and v [n, lk, Hk, d] -> [n, lq, Hq, d]."""
+    length, kv_heads = q.shape[1], k.shape[2]
+    folded = q.unflatten(2, (kv_heads, -1)).transpose(1, 2).flatten(2, 3)  # [n, Hk, lq * Hq/Hk, d]
+    out = F.scaled_dot_product_attention(folded, k.transpose(1, 2), v.transpose(1, 2))
+    return out.unflatten(2, (length, -1)).transpose(1, 2).flatten(2, 3)
+
+
+def _place(blocks: list[Tensor], groups: list[list[tuple[int, int]]], like: Tensor) -> Tensor:
+    """The blocks [n, lq, H, d] at their query rows of a tensor shaped like ``like``, zero elsewhere."""
+    if len(blocks) == 1 and blocks[0].shape[0] * blocks[0].shape[1] == len(like):
+        return blocks[0].flatten(0, 1)
+    placed = [(*w, b) for windows, batch in zip(groups, blocks, strict=True) for w, b in zip(windows, batch.unbind(), strict=True)]
+    rows, done = [], 0
+    for start, end, block in sorted(placed, key=lambda item: item[0]):
+        rows += [like.new_zeros(start - done, *like.shape[1:]), block]
+        done = end
+    return torch.cat([*rows, like.new_zeros(len(like) - done, *like.shape[1:])])

@@ -1,0 +1,131 @@
+"""Self-attention over chunks and cross-attention to text, side by side from one normed input (spec 3.9)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from magi_core.config import MERGE_SLICES, DiTConfig
+from magi_core.kernels import Attend, AttnRange
+from magi_core.model.cache import KVCache
+from magi_core.model.linear import Quant, make_linear
+from magi_core.model.norms import Norm
+from magi_core.model.rope import Rotation, rotate
+
+
+@dataclass(frozen=True)
+class Past:
+    """Which finished chunks a forward pass reads, and which of its own it leaves behind."""
+
+    cache: KVCache
+    read_from: int
+    """The oldest chunk read."""
+    chunk: int
+    """The number of the first current chunk; chunks [read_from, chunk) are read."""
+    write_chunks: int
+    """How many of the current chunks are stored."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all layers of one forward pass share. Tokens are flat: item by item, chunk by chunk."""
+
+    attend: Attend
+    condition: Tensor
+    """[chunks, c], a row per chunk of every item."""
+    rotation: Rotation
+    """Of one item's tokens."""
+    text: Tensor
+    """[text tokens, text_hidden_size], chunk after chunk."""
+    self_ranges: Sequence[AttnRange]
+    text_ranges: Sequence[AttnRange]
+    past: Past | None
+
+
+class QKV(nn.Module):
+    """The projections that read the normed input: q, k, v of self-attention and qx, the cross-attention's query."""
+
+    def __init__(self, config: DiTConfig, quant: Quant) -> None:
+        super().__init__()
+        dtype, hidden = config.params_dtype, config.hidden_size
+        queries = config.num_attention_heads * config.kv_channels
+        groups = config.num_query_groups * config.kv_channels
+        self.layer_norm = Norm(hidden, config.layernorm_epsilon, dtype, one_plus=False)
+        self.q = make_linear(hidden, queries, dtype, quant)
+        self.qx = make_linear(hidden, queries, dtype, quant)
+        self.k = make_linear(hidden, groups, dtype, quant)
+        self.v = make_linear(hidden, groups, dtype, quant)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x [..., h] -> q, qx, k, v."""
+        u = self.layer_norm(x)
+        return self.q(u), self.qx(u), self.k(u), self.v(u)
+
+
+class Attention(nn.Module):
+    """x [chunks, tokens, h] -> the merged and projected output of both attentions, same shape."""
+
+    def __init__(self, config: DiTConfig, layer: int, *, quantised: bool) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.kv_channels
+        dtype = config.params_dtype
+        outputs = 2 * config.num_attention_heads * config.kv_channels
+
+        def head_norm() -> Norm:
+            return Norm(config.kv_channels, config.layernorm_epsilon, dtype, one_plus=config.apply_layernorm_1p)
+
+        self.linear_qkv = QKV(config, "per_tensor" if quantised else "none")
+        self.linear_kv_xattn = make_linear(
+            config.text_hidden_size, 2 * config.num_query_groups * config.kv_channels, dtype
+        )
+        self.linear_proj = make_linear(outputs, config.hidden_size, dtype, "per_channel" if quantised else "none")
+        self.q_layernorm, self.k_layernorm = head_norm(), head_norm()
+        self.q_layernorm_xattn, self.k_layernorm_xattn = head_norm(), head_norm()
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        heads = [part.flatten(0, 1).unflatten(-1, (-1, self.head_dim)) for part in self.linear_qkv(x)]
+        q, qx, k, v = heads
+        seen = self._self_attention(q, k, v, context)
+        read = self._cross_attention(qx, context)
+        slices = [part.flatten(1).unflatten(1, (MERGE_SLICES, -1)) for part in (seen, read)]
+        return self._project(torch.stack(slices, dim=2).flatten(1)).view_as(x)
+
+    def _self_attention(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        q = self._place(q, self.q_layernorm, context.rotation)
+        k = self._place(k, self.k_layernorm, context.rotation)
+        if context.past is not None:
+            k, v = self._with_past(k, v, context.past, len(context.condition))
+        return context.attend(q, k, v, context.self_ranges)
+
+    def _place(self, x: Tensor, norm: Norm, rotation: Rotation) -> Tensor:
+        """Norm and rotate x [items * tokens, heads, d] in float32; every item has the same positions."""
+        items = norm(x).float().unflatten(0, (-1, len(rotation.sin)))
+        return rotate(items, rotation).flatten(0, 1).to(x.dtype)
+
+    def _with_past(self, k: Tensor, v: Tensor, past: Past, chunks: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the cached chunks before the current ones; the current ones are stored after reading."""
+        held = past.cache.read(self.layer, past.read_from, past.chunk)
+        keys = torch.cat([*(rows[..., : self.head_dim] for rows in held), k])
+        values = torch.cat([*(rows[..., self.head_dim :] for rows in held), v])
+        rows = torch.cat([k, v], dim=-1).chunk(chunks)
+        for i in range(past.write_chunks):
+            past.cache.write(self.layer, past.chunk + i, rows[i])
+        return keys, values
+
+    def _cross_attention(self, qx: Tensor, context: Context) -> Tensor:
+        kv = self.linear_kv_xattn(context.text).unflatten(-1, (-1, 2 * self.head_dim))
+        key, value = kv.split(self.head_dim, dim=-1)
+        query = self.q_layernorm_xattn(qx).to(qx.dtype)
+        key = self.k_layernorm_xattn(key).to(qx.dtype)
+        return context.attend(query, key, value, context.text_ranges)
+
+    def _project(self, merged: Tensor) -> Tensor:
+        """A plain projection runs in float32 with its weight up-cast, a quantised one as it is (spec 4)."""
+        if isinstance(self.linear_proj, nn.Linear):
+            return nn.functional.linear(merged.float(), self.linear_proj.weight.float())
+        out: Tensor = self.linear_proj(merged)
+        return out

@@ -1,0 +1,208 @@
+"""MAGI-1's diffusion transformer: velocities of noisy chunks, given their captions and the chunks before them (spec 3).
+
+Notable:
+- Hidden states are [chunks, tokens, h]: what belongs to a chunk (gate, caption) is broadcast, never gathered.
+- Captions are packed: only real text tokens are projected and attended to.
+- Parameter names are those of the public checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from magi_core.config import DiTConfig
+from magi_core.errors import MagiError
+from magi_core.kernels import Attend, AttnRange, attend
+from magi_core.model.attention import Context, Past
+from magi_core.model.block import Block
+from magi_core.model.cache import KVCache
+from magi_core.model.embedders import CaptionEmbedder, FinalLinear, PatchEmbedder, TimestepEmbedder, unpatchify
+from magi_core.model.norms import Norm
+from magi_core.model.precision import promote
+from magi_core.model.rope import Rope
+
+
+class Blocks(nn.Module):
+    """The layers and the norm behind them."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
+        self.final_layernorm = Norm(
+            config.hidden_size, config.layernorm_epsilon, torch.float32, one_plus=config.apply_layernorm_1p
+        )
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, context)
+        return x
+
+
+class MagiDiT(nn.Module):
+    """The network. Build it under ``torch.device("meta")`` to allocate nothing before weights are assigned."""
+
+    def __init__(self, config: DiTConfig, attend: Attend = attend) -> None:
+        super().__init__()
+        self.config = config
+        self.attend = attend
+        self.x_embedder = PatchEmbedder(config)
+        self.t_embedder = TimestepEmbedder(config)
+        self.y_embedder = CaptionEmbedder(config)
+        self.rope = Rope(config.rope_bands)
+        self.videodit_blocks = Blocks(config)
+        self.final_linear = FinalLinear(config)
+        promote(self, config.params_dtype)
+
+    @property
+    def null_caption(self) -> Tensor:
+        """The learned "no caption", [caption_max_length, caption_channels]."""
+        return self.y_embedder.null_caption_embedding
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor,
+        y_mask: Tensor,
+        *,
+        dropped: bool | Sequence[bool],
+        chunk_index: Sequence[int],
+        kv_range: Sequence[tuple[int, int]],
+        step_embedding: float | None = None,
+        cache: KVCache | None = None,
+        write_tokens: int = 0,
+    ) -> Tensor:
+        """Velocity [N, C, T, H, W] float32 of latents x [N, C, T, H, W], T = D chunks.
+
+        t [N, D]: time of every chunk, 0 noise .. 1 clean. y [N*D, L, caption_channels], y_mask [N*D, L]: caption of every
+        chunk; only tokens whose mask is not 0 are read (a mask on the CPU spares a device synchronisation).
+        dropped: whether the caption is the null caption, for all items or for each. chunk_index (D): place of each chunk in
+        the video. kv_range (D): tokens [start, end) that each chunk sees, counted from the video's first token with a cache,
+        else from the first token of x. step_embedding: the distilled model's step size (spec 3.5).
+        cache: earlier chunks (then N is 1 and chunk_index counts up by one); the first write_tokens of the current tokens,
+        whole chunks, are stored in it. Raises MagiError for sizes that do not fit.
+        """
+        config = self.config
+        n, chunks = t.shape
+        frames, height, width = self._grid(x, y, t.shape, chunk_index, kv_range)
+        tokens = frames * height * width  # of a chunk
+        past = _past(cache, chunk_index, kv_range, tokens, write_tokens, n)
+        flags = [dropped] * n if isinstance(dropped, bool) else list(dropped)
+        text, text_lengths = _pack(y, y_mask)
+
+        with torch.autocast(x.device.type, enabled=False):
+            scaled = x.float() * config.x_rescale_factor
+            if config.half_channel_vae:
+                scaled = torch.cat([scaled, scaled], dim=1)
+            hidden = self.x_embedder(scaled).reshape(n * chunks, tokens, -1)
+            condition = self.t_embedder(t) + self.y_embedder.condition(flags)[:, None]
+            if step_embedding is not None:
+                condition = condition + self.t_embedder(t.new_full((1,), step_embedding))
+            text = self.y_embedder.text(text.float())
+            rotation = self.rope([place * frames for place in chunk_index], frames, height, width)
+        context = Context(
+            attend=self.attend,
+            condition=condition.flatten(0, 1).to(config.params_dtype),
+            rotation=rotation,
+            text=text.to(config.params_dtype),
+            self_ranges=_self_ranges(kv_range, n, tokens, past),
+            text_ranges=_text_ranges(text_lengths, tokens),
+            past=past,
+        )
+        hidden = self.videodit_blocks(hidden.to(config.params_dtype), context)
+        with torch.autocast(x.device.type, enabled=False):
+            values = self.final_linear(self.videodit_blocks.final_layernorm(hidden))
+            velocity = unpatchify(values.reshape(n, chunks * frames, height, width, -1), config)
+        return velocity[:, : config.latent_channels] / config.x_rescale_factor
+
+    def _grid(
+        self,
+        x: Tensor,
+        y: Tensor,
+        batch: torch.Size,
+        chunk_index: Sequence[int],
+        kv_range: Sequence[tuple[int, int]],
+    ) -> tuple[int, int, int]:
+        """Tokens of a chunk along time, height and width."""
+        config = self.config
+        n, chunks = batch
+        if x.ndim != 5 or x.shape[0] != n or x.shape[1] != config.latent_channels:
+            raise MagiError(
+                f"latents have the shape {list(x.shape)}; this model takes [{n}, {config.latent_channels}, frames, height, width]"
+            )
+        if y.shape[0] != n * chunks or y.shape[2] != config.caption_channels:
+            raise MagiError(
+                f"captions have the shape {list(y.shape)}; this model takes [{n * chunks}, tokens, {config.caption_channels}]"
+            )
+        if len(chunk_index) != chunks or len(kv_range) != chunks:
+            raise MagiError(f"{chunks} chunks need as many chunk_index and kv_range entries; got {len(chunk_index)} and {len(kv_range)}")
+        frames, height, width = x.shape[2:]
+        for name, size, multiple in (
+            ("frames", frames, config.t_patch_size * chunks),
+            ("height", height, config.patch_size),
+            ("width", width, config.patch_size),
+        ):
+            if size % multiple or size < multiple:
+                raise MagiError(f"latent {name} is {size}; it must be a multiple of {multiple}")
+        grid = frames // config.t_patch_size // chunks, height // config.patch_size, width // config.patch_size
+        if min(grid[1:]) < 2:
+            raise MagiError(f"latent height and width are {height} x {width}; both must be at least {2 * config.patch_size}")
+        return grid
+
+
+def _past(
+    cache: KVCache | None,
+    chunk_index: Sequence[int],
+    kv_range: Sequence[tuple[int, int]],
+    tokens: int,
+    write_tokens: int,
+    items: int,
+) -> Past | None:
+    if cache is None:
+        return None
+    first = chunk_index[0]
+    if items != 1 or list(chunk_index) != list(range(first, first + len(chunk_index))):
+        raise MagiError(
+            f"a KV cache serves one video and consecutive chunks; got {items} items, chunks {list(chunk_index)}"
+        )
+    if write_tokens % tokens or not 0 <= write_tokens <= tokens * len(chunk_index):
+        raise MagiError(f"write_tokens is {write_tokens}; it must be whole chunks of {tokens} tokens, at most {len(chunk_index)}")
+    oldest = min((start for start, end in kv_range if end > start), default=first * tokens)
+    return Past(cache, min(oldest // tokens, first), first, write_tokens // tokens)
+
+
+def _self_ranges(
+    kv_range: Sequence[tuple[int, int]], items: int, tokens: int, past: Past | None
+) -> tuple[AttnRange, ...]:
+    """Every item's chunks with the keys they see; keys start with the oldest chunk that is read."""
+    total = len(kv_range) * tokens  # of an item
+    shift = past.read_from * tokens if past else 0
+    return tuple(
+        AttnRange(
+            item * total + i * tokens,
+            item * total + (i + 1) * tokens,
+            item * total + start - shift,
+            item * total + end - shift,
+        )
+        for item in range(items)
+        for i, (start, end) in enumerate(kv_range)
+    )
+
+
+def _text_ranges(lengths: Sequence[int], tokens: int) -> tuple[AttnRange, ...]:
+    """Chunk i sees the text tokens of chunk i."""
+    ranges, start = [], 0
+    for i, length in enumerate(lengths):
+        ranges.append(AttnRange(i * tokens, (i + 1) * tokens, start, start + length))
+        start += length
+    return tuple(ranges)
+
+
+def _pack(y: Tensor, y_mask: Tensor) -> tuple[Tensor, list[int]]:
+    """The caption tokens whose mask is set, [tokens, caption_channels], and how many each chunk has."""
+    mask = y_mask.detach().cpu() != 0
+    rows = mask.flatten().nonzero()[:, 0].to(y.device, non_blocking=True)
+    return y.flatten(0, 1).index_select(0, rows), mask.sum(dim=1).tolist()
