@@ -1,0 +1,254 @@
+"""T5 encoder weights: finding, checking and reading them, as released or as artists keep them.
+
+Two forms are read: a folder (``config.json`` and safetensors, one file or shards with an index, like ``t5-v1_1-xxl``), or one
+safetensors file (``t5xxl_fp16.safetensors``, ``t5xxl_fp8_e4m3fn*.safetensors``). Sizes come from the tensors' shapes, so the
+single file needs no configuration. Nothing is ever unpickled: a ``pytorch_model.bin`` is refused with advice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from magi_core.errors import MagiError, missing_extra
+from magi_core.text.tokenizer import BYTE_VOCABULARY, find_vocabulary
+
+if TYPE_CHECKING:
+    from transformers import T5EncoderModel
+
+RELEASE_FOLDER = "t5-v1_1-xxl"
+INDEX = "model.safetensors.index.json"
+BLOCK = "encoder.block.{}.layer."
+RELATIVE_BIAS = "0.SelfAttention.relative_attention_bias.weight"
+
+_SAMPLES = 16
+_SAMPLE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class T5Sizes:
+    """A gated-gelu T5 encoder's sizes (spec section 10; the released one is 4096 wide, 24 layers, 64 heads of 64)."""
+
+    vocab_size: int
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_layers: int
+    num_heads: int
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+
+
+@dataclass(frozen=True)
+class T5Files:
+    """Where a text encoder's parts are; ``vocabulary`` is None for a byte tokenizer."""
+
+    weights: tuple[Path, ...]
+    vocabulary: Path | None
+    sizes: T5Sizes
+
+
+def find_t5(place: Path, vocabulary: Path | None = None) -> T5Files:
+    """Look at a T5 folder or safetensors file without reading its weights.
+
+    ``place`` may also be the folder that holds ``t5-v1_1-xxl`` (the release's ``t5_pretrained``). ``vocabulary`` is the tokenizer's
+    folder; without it, the model's own folder is searched. Raises MagiError when something is missing, damaged or no T5 encoder.
+    """
+    place = Path(place)
+    if not place.exists():
+        raise MagiError(
+            f"the text encoder {place} does not exist; give the folder t5-v1_1-xxl or a t5xxl_*.safetensors file"
+        )
+    folder = place if place.is_dir() else place.parent
+    if place.is_dir() and not _weight_files(place) and (place / RELEASE_FOLDER).is_dir():
+        place = folder = place / RELEASE_FOLDER
+    weights = _weight_files(place) if place.is_dir() else (place,)
+    if not weights or any(path.suffix != ".safetensors" for path in weights):
+        raise MagiError(_no_weights(place, weights))
+    settings = _settings(folder) if place.is_dir() else {}
+    sizes = _sizes(_shapes(weights), settings, place)
+    if settings.get("tokenizer_class") == "ByT5Tokenizer" or (not settings and sizes.vocab_size == BYTE_VOCABULARY):
+        return T5Files(weights, None, sizes)
+    found = find_vocabulary(Path(vocabulary) if vocabulary else folder)
+    if found is None:
+        raise MagiError(
+            f"no T5 vocabulary (spiece.model or tokenizer.json) in {vocabulary or folder}. Put spiece.model of t5-v1_1-xxl "
+            f"into a folder {RELEASE_FOLDER} beside the weights, or give the tokenizer's folder"
+        )
+    return T5Files(weights, found, sizes)
+
+
+def fingerprint(files: T5Files) -> str:
+    """A cheap hash that tells encoders apart: names, sizes, headers and samples of the weights; the vocabulary's files."""
+    digest = hashlib.sha256(repr(files.sizes).encode())
+    vocabulary = sorted(files.vocabulary.glob("*")) if files.vocabulary else []
+    for path in (*files.weights, *(p for p in vocabulary if p.suffix in (".json", ".model"))):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size};".encode())
+        with path.open("rb") as file:
+            if path.suffix == ".safetensors":
+                header = int.from_bytes(file.read(8), "little")
+                digest.update(file.read(min(header, size)))
+            for i in range(_SAMPLES):
+                file.seek(size * i // _SAMPLES)
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def build_t5(sizes: T5Sizes) -> T5EncoderModel:
+    """An encoder of these sizes with Transformers' random initialisation; raises MagiError when the package is missing."""
+    try:
+        from transformers import T5Config, T5EncoderModel
+    except ImportError as error:
+        raise missing_extra("transformers", "text", "encoding prompts") from error
+    return T5EncoderModel(T5Config(**t5_document(sizes)))
+
+
+def t5_document(sizes: T5Sizes) -> dict[str, Any]:
+    """The sizes as Transformers' configuration, without dropout."""
+    return {**vars(sizes), "feed_forward_proj": "gated-gelu", "dropout_rate": 0.0, "use_cache": False}
+
+
+def read_t5(files: T5Files, dtype: torch.dtype, device: torch.device) -> T5EncoderModel:
+    """The encoder with its weights in ``dtype`` on ``device``, for inference; fp16, bf16 and (scaled) fp8 files are converted.
+
+    Tensors are read and converted one at a time. Raises MagiError when tensors are missing or have wrong shapes.
+    """
+    with torch.device("meta"):
+        network = build_t5(files.sizes)
+    expected = network.state_dict()
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in _tensors(files.weights):
+        if name in expected:
+            if tensor.shape != expected[name].shape:
+                raise MagiError(
+                    f"{files.weights[0]}: {name} has shape {list(tensor.shape)}, expected {list(expected[name].shape)}"
+                )
+            tensors[name] = tensor.to(device=device, dtype=dtype)
+    for name, other in (
+        ("shared.weight", "encoder.embed_tokens.weight"),
+        ("encoder.embed_tokens.weight", "shared.weight"),
+    ):
+        if name in expected and other in tensors:
+            tensors[name] = tensors[other]
+    missing = sorted(expected.keys() - tensors.keys())
+    if missing:
+        raise MagiError(f"{files.weights[0]} lacks {len(missing)} tensors, among them {', '.join(missing[:3])}")
+    network.load_state_dict(tensors, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    """The index's shards, or model.safetensors, or the only safetensors file; else pickled files, so that they can be named."""
+    if (folder / INDEX).is_file():
+        shards = _json(folder / INDEX).get("weight_map")
+        if not isinstance(shards, dict) or any(Path(str(name)).name != name for name in shards.values()):
+            raise MagiError(f"{folder / INDEX} has no usable weight_map; fetch the file again")
+        paths = tuple(folder / name for name in sorted(set(shards.values())))
+        for path in paths:
+            if not path.is_file():
+                raise MagiError(f"{path} is missing, but {INDEX} names it; fetch all shards")
+        return paths
+    if (folder / "model.safetensors").is_file():
+        return (folder / "model.safetensors",)
+    single = tuple(sorted(folder.glob("*.safetensors")))
+    if len(single) == 1:
+        return single
+    if len(single) > 1:
+        raise MagiError(
+            f"{folder} holds {len(single)} safetensors files and no {INDEX}; choose one: {', '.join(p.name for p in single)}"
+        )
+    return tuple(sorted(folder.glob("pytorch_model*.bin")))
+
+
+def _no_weights(place: Path, weights: Iterable[Path]) -> str:
+    pickled = [path.name for path in weights]
+    if not pickled:
+        return f"{place} holds no T5 weights: it needs model.safetensors, shards with {INDEX}, or a t5xxl_*.safetensors file"
+    return (
+        f"{place} has only {pickled[0]}, a format that can run code when it is read, so it is never opened. Put the same encoder as "
+        f"safetensors beside it (for example t5xxl_fp16.safetensors)"
+    )
+
+
+def _settings(folder: Path) -> Mapping[str, Any]:
+    return _json(folder / "config.json") if (folder / "config.json").is_file() else {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MagiError(f"cannot read {path}: {error}") from error
+    if not isinstance(document, dict):
+        raise MagiError(f"{path} must be a JSON object, not {type(document).__name__}")
+    return document
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise MagiError(f"cannot read the text encoder's weights {path}: {error}. Fetch the file again") from error
+
+
+def _shapes(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        with _opened(path) as file:
+            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+    return shapes
+
+
+def _tensors(paths: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor by name; an fp8 weight is multiplied by the scale stored beside it, where there is one."""
+    for path in paths:
+        with _opened(path) as file:
+            names = set(file.keys())
+            for name in sorted(names):
+                tensor = file.get_tensor(name)
+                stem = name.removesuffix("weight")
+                for scale in (f"{stem}scale_weight", f"{stem}weight_scale"):
+                    if scale in names and name.endswith(".weight"):
+                        tensor = tensor.to(torch.float32) * file.get_tensor(scale).to(torch.float32)
+                yield name, tensor
+
+
+def _sizes(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any], place: Path) -> T5Sizes:
+    first = BLOCK.format(0)
+    try:
+        embedding = shapes.get("shared.weight") or shapes["encoder.embed_tokens.weight"]
+        bias, query = shapes[first + RELATIVE_BIAS], shapes[first + "0.SelfAttention.q.weight"]
+        gate = shapes[first + "1.DenseReluDense.wi_0.weight"]
+    except KeyError as error:
+        raise MagiError(
+            f"{place} is not a T5 v1.1 encoder: it has no tensor {error.args[0]}. MAGI needs t5-v1_1-xxl (t5xxl_*.safetensors)"
+        ) from error
+    if BLOCK.format(1) + RELATIVE_BIAS in shapes:
+        raise MagiError(
+            f"{place} is a umT5 encoder, which other models use. MAGI needs t5-v1_1-xxl (t5xxl_*.safetensors)"
+        )
+    layers = next(i for i in range(len(shapes)) if BLOCK.format(i) + "0.SelfAttention.q.weight" not in shapes)
+    return T5Sizes(
+        vocab_size=embedding[0],
+        d_model=embedding[1],
+        d_kv=query[0] // bias[1],
+        d_ff=gate[0],
+        num_layers=layers,
+        num_heads=bias[1],
+        relative_attention_num_buckets=bias[0],
+        relative_attention_max_distance=int(settings.get("relative_attention_max_distance", 128)),
+        layer_norm_epsilon=float(settings.get("layer_norm_epsilon", 1e-6)),
+    )
