@@ -1,0 +1,164 @@
+"""What a chunk of a synthetic clip is told: one short English sentence in varied wording.
+
+Notable:
+
+* The first chunk is described in full ("a red circle moves right"); a later one is told in full or by what changes ("it turns blue
+  and stops"). What history or a first image shows may be left out, so the model learns to keep it.
+* The wordings of the split "test" share no verb phrase with those of "train": a score on them shows that the sense was learnt.
+* A middle-sized object, the middle speed and the black background are the unmarked case and have no word;
+  another background is named in the first chunk only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass
+
+import numpy as np
+
+from magi_core.training.worlds import Clip
+
+ATTRIBUTES = ("colour", "shape", "motion", "size", "speed", "background")
+
+
+@dataclass(frozen=True)
+class Wording:
+    """The phrases of one split; ``{}`` takes the direction."""
+
+    move: tuple[str, ...]
+    keep: tuple[str, ...]
+    """How an unchanged direction is told."""
+    still: tuple[str, ...]
+    stop: tuple[str, ...]
+    """How a change to standing still is told."""
+    bounce: tuple[str, ...]
+    fall: tuple[str, ...]
+    turn: tuple[str, ...]
+    """How a change of colour is told; the colour follows."""
+
+
+WORDINGS: dict[str, Wording] = {
+    "train": Wording(
+        move=("moves {}", "slides {}", "goes {}", "is moving {}", "travels {}"),
+        keep=("keeps moving {}", "keeps sliding {}", "goes on moving {}", "continues {}"),
+        still=("stands still", "does not move", "is still", "stays in place"),
+        stop=("stops", "stops moving", "comes to a stop", "stands still now"),
+        bounce=("bounces around", "bounces off the walls", "keeps bouncing", "jumps from wall to wall"),
+        fall=("falls", "falls to the floor", "falls and bounces", "drops and bounces"),
+        turn=("turns", "becomes", "is now"),
+    ),
+    "test": Wording(
+        move=("is sliding {}", "is going {}"),
+        keep=("keeps going {}", "goes on {}"),
+        still=("is not moving", "stays still"),
+        stop=("stops now", "stops and stands still"),
+        bounce=("is bouncing around", "bounces from wall to wall"),
+        fall=("is falling", "drops to the floor"),
+        turn=("changes to", "turns to"),
+    ),
+}
+
+_TOWARDS: dict[str, tuple[str, ...]] = {
+    "right": ("right", "to the right"),
+    "left": ("left", "to the left"),
+    "up": ("up", "upwards"),
+    "down": ("down", "downwards"),
+    "up-right": ("up and right", "to the upper right"),
+    "up-left": ("up and left", "to the upper left"),
+    "down-right": ("down and right", "to the lower right"),
+    "down-left": ("down and left", "to the lower left"),
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """A caption and what it says; an attribute that it leaves out is None."""
+
+    text: str
+    colour: str | None
+    shape: str | None
+    motion: str | None
+
+
+def caption(
+    clip: Clip, chunk: int, rng: np.random.Generator, *, omit: Set[str] | None = None, split: str = "train"
+) -> str:
+    """The text of ``describe``: lower-case ASCII of at most 80 bytes."""
+    return describe(clip, chunk, rng, omit=omit, split=split).text
+
+
+def describe(
+    clip: Clip, chunk: int, rng: np.random.Generator, *, omit: Set[str] | None = None, split: str = "train"
+) -> Description:
+    """Put chunk ``chunk`` (0-based) of a clip into words.
+
+    omit: names of ``ATTRIBUTES`` to leave out; None draws them as training does: nothing in a first chunk from text, often
+    colour and shape where the clip begins with a held image, and in later chunks only what has not changed.
+    split: "train" or "test", the set of wordings.
+    """
+    wording = WORDINGS[split]
+    phase, before = clip.phases[chunk], clip.phases[chunk - 1] if chunk else None
+    new_colour = before is not None and before.colour != phase.colour
+    new_motion = before is None or before.motion != phase.motion
+    if omit is None:
+        omit = _habit(clip, chunk, new_colour, new_motion, rng)
+    turns = before is not None and new_colour and "colour" not in omit and rng.random() < 0.5
+    says_motion = not (turns and "motion" in omit)  # a caption says something, whatever is to be left out
+    clauses = []
+    if turns:
+        clauses.append(f"{_pick(wording.turn, rng)} {phase.colour}")
+    if says_motion:
+        speed = "" if "speed" in omit else _speed_word(clip, phase.motion)
+        clauses.append(_motion_words(wording, phase.motion, before is not None, new_motion, rng) + speed)
+    colour = None if "colour" in omit else phase.colour
+    shape = None if "shape" in omit else clip.shape
+    size = "" if "size" in omit else _size_word(clip.radius)
+    subject = _subject(None if turns else colour, shape, size, first=before is None, rng=rng)
+    place = "" if before is not None or "background" in omit or clip.background == "black" else f" on {clip.background}"
+    text = f"{subject} {' and '.join(clauses)}{place}"
+    return Description(text, colour, shape, phase.motion if says_motion else None)
+
+
+def _habit(clip: Clip, chunk: int, new_colour: bool, new_motion: bool, rng: np.random.Generator) -> Set[str]:
+    if chunk == 0 and not clip.hold:
+        return frozenset()
+    shares = {"colour": 0.5, "shape": 0.4, "motion": 0.3, "size": 0.6, "speed": 0.5, "background": 0.7}
+    if chunk == 0:
+        shares |= {"colour": 0.65, "shape": 0.5}
+    if new_colour:
+        del shares["colour"]
+    if new_motion:
+        del shares["motion"]
+    return {name for name, share in shares.items() if rng.random() < share}
+
+
+def _motion_words(wording: Wording, motion: str, has_history: bool, changes: bool, rng: np.random.Generator) -> str:
+    if motion == "still":
+        return _pick(wording.stop if has_history and changes else wording.still, rng)
+    if motion == "bounce":
+        return _pick(wording.bounce, rng)
+    if motion == "fall":
+        return _pick(wording.fall, rng)
+    keeps = not changes and rng.random() < 0.7
+    return _pick(wording.keep if keeps else wording.move, rng).format(_pick(_TOWARDS[motion], rng))
+
+
+def _subject(colour: str | None, shape: str | None, size: str, *, first: bool, rng: np.random.Generator) -> str:
+    if colour is None and shape is None and not size and rng.random() < 0.5:
+        return "it"
+    article = _pick(("a", "the", "one"), rng) if first and colour is not None else "the"
+    return " ".join(word for word in (article, size, colour, shape or _pick(("shape", "object"), rng)) if word)
+
+
+def _size_word(radius: float) -> str:
+    return "small" if radius < 8 else "big" if radius > 10 else ""
+
+
+def _speed_word(clip: Clip, motion: str) -> str:
+    if motion in ("still", "fall"):
+        return ""
+    return " slowly" if clip.speed < 0.5 else " quickly" if clip.speed > 1 else ""
+
+
+def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
+    return options[int(rng.integers(len(options)))]
