@@ -87,6 +87,11 @@ def caption(
     return describe(clip, chunk, rng, omit=omit, split=split).text
 
 
+def caption_clip(clip: Clip, rng: np.random.Generator, *, split: str = "train") -> list[str]:
+    """One caption per chunk of the clip, as training draws them."""
+    return [caption(clip, chunk, rng, split=split) for chunk in range(len(clip.phases))]
+
+
 def describe(
     clip: Clip, chunk: int, rng: np.random.Generator, *, omit: Set[str] | None = None, split: str = "train"
 ) -> Description:
