@@ -68,7 +68,7 @@ class MagiDiT(nn.Module):
         y: Tensor,
         y_mask: Tensor,
         *,
-        dropped: bool | Sequence[bool],
+        dropped: bool | Sequence[bool] | Tensor,
         chunk_index: Sequence[int],
         kv_range: Sequence[tuple[int, int]],
         step_embedding: float | None = None,
@@ -79,7 +79,7 @@ class MagiDiT(nn.Module):
 
         t [N, D]: time of every chunk, 0 noise .. 1 clean. y [N*D, L, caption_channels], y_mask [N*D, L]: caption of every
         chunk; only tokens whose mask is not 0 are read (a mask on the CPU spares a device synchronisation).
-        dropped: whether the caption is the null caption, for all items or for each. chunk_index (D): place of each chunk in
+        dropped: whether the gates are told "no caption": for all, for each item, or [N, D] for each chunk. chunk_index (D): place of each chunk in
         the video. kv_range (D): tokens [start, end) that each chunk sees, counted from the video's first token with a cache,
         else from the first token of x. step_embedding: the distilled model's step size (spec 3.5).
         cache: earlier chunks (then N is 1 and chunk_index counts up by one); the first write_tokens of the current tokens,
@@ -90,7 +90,8 @@ class MagiDiT(nn.Module):
         frames, height, width = self._grid(x, y, t.shape, chunk_index, kv_range)
         tokens = frames * height * width  # of a chunk
         past = _past(cache, chunk_index, kv_range, tokens, write_tokens, n)
-        flags = [dropped] * n if isinstance(dropped, bool) else list(dropped)
+        flags = torch.as_tensor(dropped, device=x.device)
+        flags = (flags[:, None] if flags.ndim == 1 else flags).expand(n, chunks)
         text, text_lengths = _pack(y, y_mask)
 
         with torch.autocast(x.device.type, enabled=False):
@@ -98,7 +99,7 @@ class MagiDiT(nn.Module):
             if config.half_channel_vae:
                 scaled = torch.cat([scaled, scaled], dim=1)
             hidden = self.x_embedder(scaled).reshape(n * chunks, tokens, -1)
-            condition = self.t_embedder(t) + self.y_embedder.condition(flags)[:, None]
+            condition = self.t_embedder(t) + self.y_embedder.condition(flags)
             if step_embedding is not None:
                 condition = condition + self.t_embedder(t.new_full((1,), step_embedding))
             text = self.y_embedder.text(text.float())
