@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -101,10 +102,11 @@ def coverage(shape: str, radius: float, dx: Floats32, dy: Floats32) -> Floats32:
             outside = distance * (normal[0] * np.sin(turn) + normal[1] * np.cos(turn)) - radius * _TIP * normal[1]
         else:
             raise MagiError(f"shape is '{shape}'; choose one of {', '.join(SHAPES)}")
-    return np.clip(0.5 - outside, 0.0, 1.0).astype(np.float32)
+    cover: Floats32 = np.clip(0.5 - outside, 0.0, 1.0).astype(np.float32)
+    return cover
 
 
-def _fold_angle(angle: Floats32, sector: float) -> Floats32:
+def _fold_angle(angle: Any, sector: float) -> Any:
     """The angle to the nearest multiple of ``sector``, in -sector/2..sector/2."""
     return angle - sector * np.round(angle / sector)
 
@@ -284,7 +286,8 @@ def _run(clip: Clip, phase: Phase, origin: Floats, time: Floats) -> Floats:
         velocity = BOUNCE_SPEEDUP * clip.speed * np.array([math.cos(phase.heading), math.sin(phase.heading)])
         span = high - low
         unfolded = np.mod(origin - low + time[:, None] * velocity, 2 * span)
-        return low + np.minimum(unfolded, 2 * span - unfolded)
+        folded: Floats = low + np.minimum(unfolded, 2 * span - unfolded)
+        return folded
     if phase.motion == "fall":
         fallen = np.tile(origin, (len(time), 1))
         fallen[:, 1] = high[1] - _height(float(high[1] - origin[1]), time)
@@ -297,7 +300,7 @@ def _run(clip: Clip, phase: Phase, origin: Floats, time: Floats) -> Floats:
 def _height(start: float, time: Floats) -> Floats:
     """Height above the floor [n] of a body dropped from ``start`` pixels, bouncing until its landings are too slow to see."""
     start = max(start, 0.0)
-    height = np.maximum(start - 0.5 * GRAVITY * time**2, 0.0)
+    height: Floats = np.maximum(start - 0.5 * GRAVITY * time**2, 0.0)
     landing, speed = math.sqrt(2 * start / GRAVITY), math.sqrt(2 * GRAVITY * start) * RESTITUTION
     while speed > _REST_SPEED and landing < time[-1]:
         since = time - landing
