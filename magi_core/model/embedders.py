@@ -13,6 +13,7 @@ from magi_core.config import DiTConfig
 FREQUENCIES = 256
 MAX_PERIOD = 10000.0
 TIME_SCALE = 1000.0
+RAISED_FREQUENCY = 12
 
 
 class PatchEmbedder(nn.Module):
@@ -55,13 +56,17 @@ class TimestepEmbedder(nn.Module):
 
 
 def sinusoid(t: Tensor) -> Tensor:
-    """[...] -> [..., 256]: cosines, then sines, of 1000 t at 128 geometrically falling frequencies."""
+    """[...] -> [..., 256]: cosines, then sines, of 1000 t at 128 geometrically falling frequencies.
+
+    A distilled step size makes arguments of 32000, where one ulp of a frequency shows in the velocity, and library
+    exponentials differ in the last bit from processor to processor. So the factors are multiplied in the reference's order and
+    the frequencies are the ones it was recorded with: the exponential correctly rounded, but for one entry that is an ulp more.
+    """
     half = FREQUENCIES // 2
-    # A distilled step size makes arguments of 32000, where an ulp shows: the exponential is rounded correctly (library
-    # exponentials differ by processor), and the factors are multiplied in the trained model's order.
     exponent = -math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32, device="cpu") / half
-    frequency = exponent.double().exp().float().to(t.device, non_blocking=True)
-    angle = t.float()[..., None] * frequency * TIME_SCALE
+    frequency = exponent.double().exp().float()
+    frequency[RAISED_FREQUENCY].nextafter_(torch.tensor(math.inf, device="cpu"))
+    angle = t.float()[..., None] * frequency.to(t.device, non_blocking=True) * TIME_SCALE
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
