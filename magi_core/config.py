@@ -60,9 +60,20 @@ class DiTConfig:
             "num_attention_heads",
             "num_query_groups",
             "kv_channels",
+            "in_channels",
+            "out_channels",
+            "patch_size",
+            "t_patch_size",
+            "caption_channels",
+            "caption_max_length",
         ):
             if getattr(self, name) < 1:
                 raise MagiError(f"model_config.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("cond_hidden_ratio", "xattn_cond_hidden_ratio", "cond_gating_ratio"):
+            if not 0 < getattr(self, name) <= MAX_RATIO:
+                raise MagiError(
+                    f"model_config.{name} is {getattr(self, name)}; it must be above 0 and at most {MAX_RATIO}"
+                )
         if self.num_attention_heads % self.num_query_groups:
             raise MagiError(
                 f"model_config.num_attention_heads {self.num_attention_heads} is not a multiple of num_query_groups {self.num_query_groups}"
@@ -102,6 +113,9 @@ class DiTConfig:
         return self.hidden_size // self.num_attention_heads // 8
 
 
+MAX_RATIO = 16
+MAX_NUMBER = 1 << 63
+"""No setting is infinite, NaN or larger than this, whatever a JSON file says."""
 MERGE_SLICES = 8
 """Self- and cross-attention outputs are interleaved in 8 slices, whatever the number of KV groups (spec 14.1)."""
 
@@ -252,7 +266,9 @@ def _convert(name: str, value: Any, kind: str) -> Any:
             raise wrong
         return value
     if kind in ("int", "float"):
-        if isinstance(value, bool) or not isinstance(value, int | float) or (kind == "int" and value != int(value)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MAX_NUMBER:
+            raise wrong
+        if kind == "int" and value != int(value):
             raise wrong
         return int(value) if kind == "int" else float(value)
     if not isinstance(value, str):
