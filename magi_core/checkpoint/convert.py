@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from magi_core.checkpoint.find import METADATA_CONFIG, find_checkpoint
+from magi_core.checkpoint.find import METADATA_CONFIG, METADATA_NOTES, CheckpointFiles, find_checkpoint
 from magi_core.checkpoint.header import TensorInfo, header_bytes
 from magi_core.checkpoint.layout import PLAIN_DTYPES, compare_layout
 from magi_core.checkpoint.load import check_values
 from magi_core.checkpoint.reader import open_weights, read_tensors
-from magi_core.config import MagiConfig, config_document
+from magi_core.config import config_document
 from magi_core.errors import MagiError
 from magi_core.files import atomic_write
 
@@ -48,19 +48,26 @@ def convert(
         raise MagiError(files.missing[0])
     weights = open_weights(files.dit)
     compare_layout(weights.tensors, files.config.dit, weights.path)
-    written = {name: TensorInfo(info.shape, _stored_as(name, info.dtype, dtype)) for name, info in weights.tensors.items()}
-    start = header_bytes(written, _metadata(files.config, files.name))
-    size = len(start) + sum(info.nbytes for info in written.values())
+    sizes = sorted({info.dtype.itemsize for info in weights.tensors.values()}, reverse=True)
+    written = {
+        name: TensorInfo(info.shape, _stored_as(name, info.dtype, dtype))
+        for itemsize in sizes
+        for name, info in weights.tensors.items()
+        if info.dtype.itemsize == itemsize
+    }
+    start = header_bytes(written, _metadata(files))
+    total = len(start) + sum(info.nbytes for info in written.values())
     with atomic_write(target) as temporary:
         free = shutil.disk_usage(temporary.parent).free
-        if free < size:
-            raise MagiError(f"{target} needs {size / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free there")
+        if free < total:
+            raise MagiError(f"{target} needs {total / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free there")
         with temporary.open("wb") as output:
             output.write(start)
-            for name, tensor in read_tensors(weights, cache):
-                converted = tensor.to(written[name].dtype)
-                check_values(name, converted, weights.path)
-                output.write(_bytes(converted))
+            for itemsize in sizes:
+                for name, tensor in read_tensors(weights, cache, itemsize):
+                    converted = tensor.to(written[name].dtype)
+                    check_values(name, converted, weights.path)
+                    output.write(_bytes(converted))
     return files.notes
 
 
@@ -70,16 +77,22 @@ def _stored_as(name: str, stored: torch.dtype, wanted: torch.dtype | None) -> to
     return wanted
 
 
-def _metadata(config: MagiConfig, name: str) -> dict[str, str]:
-    """Paths in the configuration are of this machine and mean nothing elsewhere."""
-    portable = replace(config, load="", t5_pretrained="", vae_pretrained="")
+def _metadata(files: CheckpointFiles) -> dict[str, str]:
+    """Without the configuration's paths: they are of this machine and mean nothing elsewhere."""
+    portable = replace(files.config, load="", t5_pretrained="", vae_pretrained="")
     try:
         release = version(PACKAGE)
     except PackageNotFoundError:
         release = "source"
     document = json.dumps(config_document(portable), separators=(",", ":"))
-    return {"format": "pt", METADATA_CONFIG: document, "magi_source": name, "magi_version": release}
+    return {
+        "format": "pt",
+        METADATA_CONFIG: document,
+        METADATA_NOTES: "; ".join(files.notes),
+        "magi_source": files.name,
+        "magi_version": release,
+    }
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

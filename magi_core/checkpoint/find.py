@@ -10,18 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from magi_core.checkpoint.header import MAX_HEADER_BYTES, parse_json_object
 from magi_core.checkpoint.infer import infer_config
 from magi_core.checkpoint.reader import PICKLE_SUFFIXES, Weights, open_weights, weights_exist
-from magi_core.config import PRESETS, DiTConfig, MagiConfig, parse_config, read_config
+from magi_core.config import PRESETS, DiTConfig, MagiConfig, parse_config
 from magi_core.errors import MagiError
 
 NANO = Path(__file__).resolve().parents[2] / "assets" / "nano"
 METADATA_CONFIG = "magi_config"
 """Metadata key of a one-file checkpoint that holds the configuration as JSON."""
+METADATA_NOTES = "magi_notes"
+"""Metadata key of what was guessed when that file was made."""
 
 RELEASE = "of sand-ai/MAGI-1 on Hugging Face"
+T5_MARK = "encoder.block.0.layer.0.SelfAttention.q.weight"
 WEIGHTS_FOLDER = "inference_weight"
 LEVELS = 4
 """How many folders above the weights are searched for VAE, text encoder and special tokens (the release needs 4)."""
@@ -56,16 +60,23 @@ def find_checkpoint(source: str | Path, config: MagiConfig | None = None) -> Che
     one found in files; without any, it is worked out from the tensors' shapes.
     Raises MagiError when nothing fits, when there are several models to choose from, and for damaged files.
     """
-    path = NANO if str(source) == "nano" else Path(source).expanduser()
+    path = NANO if str(source) == "nano" else Path(source)
+    try:
+        return _find(str(source), path.expanduser(), config)
+    except (OSError, RuntimeError) as error:  # names that no file system takes, folders without permission
+        raise MagiError(f"cannot look for a model at {str(source)[:200]}: {error}") from error
+
+
+def _find(source: str, path: Path, config: MagiConfig | None) -> CheckpointFiles:
     if not path.exists():
-        raise _nothing_at(str(source), path)
+        raise _nothing_at(source, path)
     if path.suffix == ".json" and not path.name.endswith(".index.json"):
-        return _from_config(path, config or read_config(path), path.parent)
+        return _from_config(config or parse_config(_read_json(path)), path.parent)
     if path.is_dir() and not weights_exist(path):
         path = _model_folder(path)
         own = config or _own_config(path)
         if own is not None:
-            return _from_config(path / "config.json", own, path)
+            return _from_config(own, path)
         path = _weights_folder(path)
     notes: tuple[str, ...] = ()
     if config is None and path.is_dir():
@@ -73,7 +84,9 @@ def find_checkpoint(source: str | Path, config: MagiConfig | None = None) -> Che
     if config is None:
         weights = open_weights(path)
         config = _metadata_config(weights)
-        if config is None:
+        if config is not None:
+            notes = tuple(note for note in (weights.metadata.get(METADATA_NOTES),) if note)
+        else:
             distill = "distill" in f"{path.parent.name} {path.name}".lower()
             config, notes = infer_config(weights.tensors, path, distill)
     return _with_surroundings(config, path, path.parent, notes, ())
@@ -88,7 +101,7 @@ def model_name(dit: DiTConfig) -> str:
     return f"custom{kind} ({dit.num_layers} layers of width {dit.hidden_size})"
 
 
-def _from_config(file: Path, config: MagiConfig, folder: Path) -> CheckpointFiles:
+def _from_config(config: MagiConfig, folder: Path) -> CheckpointFiles:
     """The weights that a configuration names: ``<load>/inference_weight`` + ``.fp8`` + ``.distill``."""
     wanted = WEIGHTS_FOLDER + (".fp8" if config.dit.fp8_quant else "") + (".distill" if config.dit.distill else "")
     places = list(_places(config.load, folder)) if config.load else [folder]
@@ -98,11 +111,13 @@ def _from_config(file: Path, config: MagiConfig, folder: Path) -> CheckpointFile
                 return _with_surroundings(config, dit, folder, (), ())
     others = [other.name for place in places for other in _variants(place)]
     if others:
-        advice = f"there is {', '.join(others)}: use the configuration of that model, or set fp8_quant and distill to match"
+        advice = (
+            f"there is {', '.join(others)}: use the configuration of that model, or set fp8_quant and distill to match"
+        )
     else:
         advice = f"it is ckpt/magi/<model>/{wanted} {RELEASE}"
     missing = f"DiT weights: no folder {wanted} in {places[0]}; {advice}"
-    return _with_surroundings(config, None, folder, (f"configuration read from {file.name}",), (missing,))
+    return _with_surroundings(config, None, folder, (), (missing,))
 
 
 def _with_surroundings(
@@ -113,18 +128,25 @@ def _with_surroundings(
     if dit is not None:
         roots += [root for root in dit.resolve().parents[:LEVELS] if root not in roots]
     vae_places = [*_places(config.vae_pretrained, folder), *(root / "vae" for root in roots)]
-    t5_places = [*_places(config.t5_pretrained, folder), *(root / name for root in roots for name in ("t5", "t5_pretrained"))]
+    t5_places = [
+        *_places(config.t5_pretrained, folder),
+        *(root / name for root in roots for name in ("t5", "t5_pretrained")),
+    ]
     vae = next((place for place in vae_places if _is_vae(place)), None)
     t5 = next((found for place in t5_places if (found := _t5_in(place))), None)
     tokens = next((file for root in roots for file in _token_files(root) if file.is_file()), None)
     if vae is None:
-        missing += (f"VAE: a folder vae with config.json and diffusion_pytorch_model.safetensors; it is ckpt/vae {RELEASE}",)
+        missing += (
+            f"VAE: a folder vae with config.json and diffusion_pytorch_model.safetensors; it is ckpt/vae {RELEASE}",
+        )
     if t5 is None:
         pickled = next((place for place in t5_places if _holds_pickles(place)), None)
         advice = f"; {pickled} holds only pickles (.bin), which are not read: save it as safetensors" if pickled else ""
         missing += (f"text encoder: a folder t5 with config.json and safetensors; it is ckpt/t5 {RELEASE}{advice}",)
     if tokens is None:
-        missing += ("special tokens: special_tokens.npz; it is example/assets/special_tokens.npz of MAGI-1's source repository",)
+        missing += (
+            "special tokens: special_tokens.npz; it is example/assets/special_tokens.npz of MAGI-1's source repository",
+        )
     return CheckpointFiles(model_name(config.dit), config, dit, vae, t5, tokens, notes, missing)
 
 
@@ -132,15 +154,24 @@ def _nothing_at(source: str, path: Path) -> MagiError:
     if path == NANO:
         return MagiError(f"magi-nano's weights are not at {NANO}; install the package with its assets folder")
     if source.lower() in PRESETS:
-        return MagiError(f"'{source}' names a model size, not files; give the folder or file with its weights. Only 'nano' is built in")
-    return MagiError(f"there is nothing at {source}; give 'nano', a model folder, a configuration JSON or a safetensors file")
+        return MagiError(
+            f"'{source}' names a model size, not files; give the folder or file with its weights. Only 'nano' is built in"
+        )
+    return MagiError(
+        f"there is nothing at {source}; give 'nano', a model folder, a configuration JSON or a safetensors file"
+    )
 
 
 def _model_folder(folder: Path) -> Path:
     """``folder`` itself if it is a model's, else the only model of the release in it."""
     if _variants(folder) or _own_config(folder) is not None:
         return folder
-    models = [model for place in ("ckpt/magi", "magi", ".") for model in sorted((folder / place).glob("*")) if _variants(model)]
+    models = [
+        model
+        for place in ("ckpt/magi", "magi", ".")
+        for model in sorted((folder / place).glob("*"))
+        if _variants(model)
+    ]
     if len(models) == 1:
         return models[0]
     if models:
@@ -152,7 +183,9 @@ def _model_folder(folder: Path) -> Path:
 def _weights_folder(model: Path) -> Path:
     variants = _variants(model)
     if len(variants) > 1:
-        raise MagiError(f"{model} holds several kinds of weights; choose one: {', '.join(str(path) for path in variants)}")
+        raise MagiError(
+            f"{model} holds several kinds of weights; choose one: {', '.join(str(path) for path in variants)}"
+        )
     return variants[0]
 
 
@@ -163,10 +196,16 @@ def _variants(model: Path) -> list[Path]:
 def _own_config(folder: Path) -> MagiConfig | None:
     """The configuration in ``folder``'s config.json, if that is one of ours (VAE and T5 folders have others)."""
     file = folder / "config.json"
-    if not file.is_file() or file.stat().st_size > MAX_HEADER_BYTES:
+    if not file.is_file():
         return None
-    document = parse_json_object(file.read_bytes(), file)
+    document = _read_json(file)
     return parse_config(document) if "model_config" in document else None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if file.stat().st_size > MAX_HEADER_BYTES:
+        raise MagiError(f"{file} has more than {MAX_HEADER_BYTES >> 20} MB; this is no configuration")
+    return parse_json_object(file.read_bytes(), file)
 
 
 def _metadata_config(weights: Weights) -> MagiConfig | None:
@@ -176,7 +215,7 @@ def _metadata_config(weights: Weights) -> MagiConfig | None:
 
 def _places(text: str, folder: Path) -> Iterator[Path]:
     """A path of a configuration, counted from the configuration's folder and from the working folder."""
-    if text:
+    if text and "\0" not in text:
         yield folder / text
         yield Path(text)
 
@@ -188,11 +227,18 @@ def _is_vae(folder: Path) -> bool:
 def _t5_in(place: Path) -> Path | None:
     """The T5 folder (config.json and safetensors) in ``place``, in a folder of it, or a single safetensors file."""
     if place.is_file():
-        return place if place.suffix == ".safetensors" else None
+        return place if _is_t5_file(place) else None
     for folder in (place, place / "t5-v1_1-xxl", *sorted(path for path in place.glob("*") if path.is_dir())):
         if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
             return folder
-    return next(iter(sorted(place.glob("*.safetensors"))), None)
+    return next((file for file in sorted(place.glob("*.safetensors")) if _is_t5_file(file)), None)
+
+
+def _is_t5_file(file: Path) -> bool:
+    try:
+        return T5_MARK in open_weights(file).tensors
+    except MagiError:
+        return False
 
 
 def _holds_pickles(place: Path) -> bool:

@@ -36,9 +36,13 @@ def infer_config(tensors: Mapping[str, TensorInfo], path: Path, distill: bool) -
             break
     else:
         half = read.in_channels == 2 * 16
-        dit = replace(read, fp8_quant=fp8, distill=distill, half_channel_vae=half, x_rescale_factor=0.1 if half else 1.0)
-        distilled = distill or fp8
-        config = MagiConfig(dit=dit, sampling=Sampling(cfg_number=1 if distilled else 3, num_steps=16 if distilled else 64))
+        distilled = distill or fp8  # fp8 weights were only released of distilled models
+        dit = replace(
+            read, fp8_quant=fp8, distill=distilled, half_channel_vae=half, x_rescale_factor=0.1 if half else 1.0
+        )
+        config = MagiConfig(
+            dit=dit, sampling=Sampling(cfg_number=1 if distilled else 3, num_steps=16 if distilled else 64)
+        )
         notes = (
             f"no configuration file: sizes read from the tensors ({dit.num_layers} layers of width {dit.hidden_size}); "
             f"x_rescale_factor {dit.x_rescale_factor}, half_channel_vae {half}, 1p norms and sampling are guesses",
@@ -65,32 +69,41 @@ def _sizes(tensors: Mapping[str, TensorInfo], path: Path) -> DiTConfig:
     (head,) = shape(f"{attention}q_layernorm.weight", 1)
     ffn = shape(f"{LAYERS}0.mlp.linear_fc2.weight", 2)[1]
     length, caption = shape("y_embedder.null_caption_embedding", 2)
+    queries, keys = (shape(f"{attention}linear_qkv.{name}.weight", 2)[0] for name in ("q", "k"))
+    rows = shape("final_linear.linear.weight", 2)[0]
+    widths = (shape(name, 2)[0] for name in ("t_embedder.mlp.2.weight", "y_embedder.y_proj_xattn.0.weight"))
+    condition, text = (_ratio(width, hidden) for width in widths)
+    fc1 = shape(f"{LAYERS}0.mlp.linear_fc1.weight", 2)[0]
     stored = tensors["x_embedder.weight"].dtype
     params = max(tensors.values(), key=lambda info: info.nbytes).dtype
-    return DiTConfig(
-        num_layers=max(int(layer) for layer in layers) + 1,
-        hidden_size=hidden,
-        ffn_hidden_size=ffn,
-        num_attention_heads=max(shape(f"{attention}linear_qkv.q.weight", 2)[0] // head, 1),
-        num_query_groups=max(shape(f"{attention}linear_qkv.k.weight", 2)[0] // head, 1),
-        kv_channels=head,
-        in_channels=channels,
-        out_channels=max(shape("final_linear.linear.weight", 2)[0] // (frames * patch * patch), 1),
-        patch_size=patch,
-        t_patch_size=frames,
-        cond_hidden_ratio=_ratio(shape("t_embedder.mlp.2.weight", 2)[0], hidden),
-        xattn_cond_hidden_ratio=_ratio(shape("y_embedder.y_proj_xattn.0.weight", 2)[0], hidden),
-        caption_channels=caption,
-        caption_max_length=length,
-        gated_linear_unit=shape(f"{LAYERS}0.mlp.linear_fc1.weight", 2)[0] == 2 * ffn,
-        params_dtype=torch.bfloat16 if torch.bfloat16 in (stored, params) else torch.float32,
-    )
+    try:
+        return DiTConfig(
+            num_layers=max(int(layer) for layer in layers) + 1,
+            hidden_size=hidden,
+            ffn_hidden_size=ffn,
+            num_attention_heads=max(queries // head, 1),
+            num_query_groups=max(keys // head, 1),
+            kv_channels=head,
+            in_channels=channels,
+            out_channels=max(rows // (frames * patch * patch), 1),
+            patch_size=patch,
+            t_patch_size=frames,
+            cond_hidden_ratio=condition,
+            xattn_cond_hidden_ratio=text,
+            caption_channels=caption,
+            caption_max_length=length,
+            gated_linear_unit=fc1 == 2 * ffn,
+            params_dtype=torch.bfloat16 if torch.bfloat16 in (stored, params) else torch.float32,
+        )
+    except MagiError as error:
+        raise MagiError(f"{path} is not a whole MAGI-1 DiT: {error}. Download it again") from error
 
 
 def _same_sizes(preset: DiTConfig, read: DiTConfig) -> bool:
     """Equal in everything that shapes tell."""
     untold = {
-        name: getattr(read, name) for name in ("x_rescale_factor", "half_channel_vae", "params_dtype", "fp8_quant", "distill")
+        name: getattr(read, name)
+        for name in ("x_rescale_factor", "half_channel_vae", "params_dtype", "fp8_quant", "distill")
     }
     return replace(preset, **untold) == read
 

@@ -89,6 +89,8 @@ def compare_layout(tensors: Mapping[str, TensorInfo], config: DiTConfig, path: P
     """Hold a file's tensors against ``config``; one MagiError lists all that is missing, unexpected or of another kind."""
     if not any(name.startswith(LAYERS) for name in tensors):
         raise not_magi(tensors, path)
+    if config.num_layers > len(tensors):
+        raise MagiError(f"{path} has only {len(tensors)} tensors; its configuration says {config.num_layers} layers")
     expected = expected_tensors(config)
     missing = sorted(expected.keys() - tensors.keys())
     unexpected = sorted(tensors.keys() - expected.keys())

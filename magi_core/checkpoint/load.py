@@ -67,9 +67,11 @@ def load_dit(
 
 def check_values(name: str, tensor: Tensor, path: Path) -> None:
     """Raise MagiError if a value is NaN or infinite, or a scale of an fp8 layer is not positive. Works in slices."""
-    for part in tensor.reshape(-1).split(SMALL):
+    for part in torch.split(tensor.reshape(-1), SMALL):
         values = part.float() if tensor.dtype == FP8 else part
         if not bool(torch.isfinite(values).all()):
             raise MagiError(f"{path} holds NaN or infinite values in {name}; the file is damaged. Download it again")
         if name.endswith("_scale") and not bool((values > 0).all()):
-            raise MagiError(f"{path} holds a scale that is not positive in {name}; the file is damaged. Download it again")
+            raise MagiError(
+                f"{path} holds a scale that is not positive in {name}; the file is damaged. Download it again"
+            )

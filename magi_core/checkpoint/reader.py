@@ -77,17 +77,20 @@ def open_weights(path: Path) -> Weights:
     return Weights(path, (shard,), shard.header.tensors)
 
 
-def read_tensors(weights: Weights, cache: Path | None = None) -> Iterator[tuple[str, Tensor]]:
+def read_tensors(
+    weights: Weights, cache: Path | None = None, itemsize: int | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """Every (name, tensor), one at a time, in the stored dtype, mapped from the file on the CPU.
 
-    A compressed shard is unpacked first (``zst.unpack``: beside itself, or into the folder ``cache``).
+    ``itemsize``: only the tensors with so many bytes a value, for writers that order by it. A compressed shard is unpacked first (``zst.unpack``: beside itself, or into the folder ``cache``).
     """
     for shard in weights.shards:
         plain = unpack(shard.path, shard.header, cache) if shard.path.suffix == ".zst" else shard.path
         try:
             with safe_open(plain, framework="pt") as file:
-                for name in shard.header.tensors:
-                    yield name, file.get_tensor(name)
+                for name, info in shard.header.tensors.items():
+                    if itemsize is None or info.dtype.itemsize == itemsize:
+                        yield name, file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise MagiError(f"cannot read {plain}: {error}. Download or copy the file again") from error
 
@@ -136,7 +139,9 @@ def _open_index(path: Path) -> Weights:
     except OSError as error:
         raise MagiError(f"cannot read the index {path}: {error.strerror or error}") from error
     if len(raw) > MAX_HEADER_BYTES:
-        raise MagiError(f"the index {path} is larger than {MAX_HEADER_BYTES >> 20} MB; this is no index of a checkpoint")
+        raise MagiError(
+            f"the index {path} is larger than {MAX_HEADER_BYTES >> 20} MB; this is no index of a checkpoint"
+        )
     weight_map = parse_json_object(raw, path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise MagiError(f"{path} is not an index of a checkpoint: it has no weight_map with tensor and file names")
@@ -144,7 +149,9 @@ def _open_index(path: Path) -> Weights:
     for name, file_name in weight_map.items():
         names_by_file[_plain_name(file_name, path)].add(name)
     paths = {file_name: path.with_name(file_name) for file_name in sorted(names_by_file)}
-    missing = [name for name, file in paths.items() if not file.is_file() and not file.with_name(name + ".zst").is_file()]
+    missing = [
+        name for name, file in paths.items() if not file.is_file() and not file.with_name(name + ".zst").is_file()
+    ]
     if missing:
         raise MagiError(
             f"{path.parent} lacks {len(missing)} of {len(paths)} files named in {path.name}: {', '.join(missing[:10])}. "

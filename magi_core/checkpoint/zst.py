@@ -61,10 +61,14 @@ def unpack(path: Path, header: Header, cache: Path | None) -> Path:
         while block := stream.read(BLOCK_BYTES):
             written += len(block)
             if written > header.file_size:
-                raise MagiError(f"{path} unpacks to more than the {header.file_size} bytes its header promises; refused")
+                raise MagiError(
+                    f"{path} unpacks to more than the {header.file_size} bytes its header promises; refused"
+                )
             output.write(block)
         if written < header.file_size:
-            raise MagiError(f"{path} is cut off: it unpacks to {written} of {header.file_size} bytes. Download it again")
+            raise MagiError(
+                f"{path} is cut off: it unpacks to {written} of {header.file_size} bytes. Download it again"
+            )
     return target
 
 

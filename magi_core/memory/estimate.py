@@ -11,8 +11,8 @@ import torch
 
 from magi_core.config import MagiConfig, Sampling
 
-CONTEXT_BYTES = 700_000_000
-"""What a CUDA context and its libraries take before the first tensor."""
+CUDA_CONTEXT = 700_000_000
+"""What a CUDA context and its libraries take before the first tensor; not in the estimates."""
 FLOAT32_COPIES = 3
 """Gate, norm and residual of a layer's output are formed in float32 (spec section 4)."""
 
@@ -27,7 +27,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        return self.weights + self.kv_cache + self.activations + CONTEXT_BYTES
+        return self.weights + self.kv_cache + self.activations
 
 
 def estimate_memory(config: MagiConfig, weight_bytes: int, height: int, width: int) -> MemoryEstimate:
@@ -67,5 +67,3 @@ def past_chunks(sampling: Sampling, num_frames: int) -> int:
         for place in range(window)
         for step in range(stage)
     )
-
-

@@ -1,0 +1,209 @@
+"""A report on a model's files: what was found, what is missing, what this machine can do with it.
+
+Nothing is loaded; only headers are read, unless ``deep`` asks for a look at every value.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from magi_core.checkpoint.find import CheckpointFiles, find_checkpoint
+from magi_core.checkpoint.layout import compare_layout
+from magi_core.checkpoint.load import check_values
+from magi_core.checkpoint.reader import Weights, open_weights, read_tensors
+from magi_core.errors import MagiError
+from magi_core.memory.estimate import CUDA_CONTEXT, MemoryEstimate, estimate_memory
+
+ATTENTION_PACKAGES = (
+    "flash_attn",
+    "flash_attn_interface",
+    "magi_attention",
+    "sageattention",
+    "xformers",
+    "comfy_kitchen",
+)
+OPTIONAL_PACKAGES = {
+    "transformers": "text encoder",
+    "sentencepiece": "the release's tokeniser",
+    "ftfy": "caption cleaning",
+    "bs4": "caption cleaning",
+    "av": "video files",
+    "cv2": "resizing, scoring",
+    "zstandard": ".zst shards",
+    "tqdm": "progress bars",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the model and what its files hold."""
+
+    name: str
+    path: Path
+    nbytes: int
+    parameters: int
+    dtypes: str
+
+
+@dataclass(frozen=True)
+class Device:
+    """A place to run on; ``memory`` is its total, ``free`` what is free now, in bytes."""
+
+    name: str
+    memory: int
+    free: int
+    is_gpu: bool
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What ``check`` learnt; ``text()`` is for people."""
+
+    files: CheckpointFiles
+    parts: tuple[Part, ...]
+    problems: tuple[str, ...]
+    estimate: MemoryEstimate | None
+    devices: tuple[Device, ...]
+    packages: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every part is there and nothing is wrong with it."""
+        return not self.problems and not self.files.missing
+
+    def text(self) -> str:
+        """The report as lines of text."""
+        config = self.files.config
+        lines = [
+            f"model            {self.files.name}, {config.width} x {config.height}, {config.sampling.num_steps} steps"
+        ]
+        for part in self.parts:
+            count = f"{_count(part.parameters)} values, {part.dtypes}" if part.parameters else ""
+            lines.append(f"{part.name:<16} {_size(part.nbytes):>9}  {count}  {part.path}")
+        lines += [f"missing          {text}" for text in self.files.missing]
+        lines += [f"problem          {text}" for text in self.problems]
+        lines += [f"note             {text}" for text in self.files.notes]
+        if self.estimate:
+            lines.append(
+                f"memory needed    {_size(self.estimate.total)}: weights {_size(self.estimate.weights)}, KV cache "
+                f"{_size(self.estimate.kv_cache)}, activations {_size(self.estimate.activations)}"
+            )
+            lines += [f"{'on this machine':<16} {verdict}" for verdict in self.verdicts()]
+        lines += [f"{'packages':<16} {package}" for package in self.packages]
+        return "\n".join(lines)
+
+    def verdicts(self) -> tuple[str, ...]:
+        """One sentence a device: does the model fit, and what to expect."""
+        estimate = self.estimate
+        if estimate is None:
+            return ()
+        large = self.files.config.dit.hidden_size >= 1024
+        return tuple(_verdict(device, estimate, large) for device in self.devices)
+
+
+def check(source: str | Path, deep: bool = False, *, cache: Path | None = None) -> CheckReport:
+    """Look at the model that ``source`` names (see ``find_checkpoint``).
+
+    ``deep``: also read every value of the transformer and report NaN and Inf (unpacks ``.zst`` shards, into ``cache`` if given).
+    Damaged or unfitting weights become ``problems``; MagiError is raised only where ``source`` names no model at all.
+    """
+    files = find_checkpoint(source)
+    parts, problems = [], []
+    weights: Weights | None = None
+    for name, path in (("transformer", files.dit), ("VAE", files.vae), ("text encoder", files.t5)):
+        if path is None:
+            continue
+        try:
+            opened = [open_weights(file) for file in _weight_files(name, path)]
+            parts.append(_part(name, path, opened))
+            if name == "transformer":
+                (weights,) = opened
+                compare_layout(weights.tensors, files.config.dit, path)
+                if deep:
+                    for tensor_name, tensor in read_tensors(weights, cache):
+                        check_values(tensor_name, tensor, path)
+        except MagiError as error:
+            problems.append(str(error))
+    if files.special_tokens is not None:
+        parts.append(Part("special tokens", files.special_tokens, files.special_tokens.stat().st_size, 0, ""))
+    estimate = None
+    if weights is not None:
+        estimate = estimate_memory(files.config, weights.nbytes, files.config.height, files.config.width)
+    return CheckReport(files, tuple(parts), tuple(problems), estimate, devices(), packages())
+
+
+def devices() -> tuple[Device, ...]:
+    """The CPU and every CUDA GPU of this machine."""
+    try:
+        page, total = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
+        memory, free = page * total, page * os.sysconf("SC_AVPHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        memory = free = 0
+    found = [Device(f"CPU, {os.cpu_count()} cores", memory, free, False)]
+    for index in range(torch.cuda.device_count()):
+        free, memory = torch.cuda.mem_get_info(index)
+        found.append(Device(f"GPU {index}, {torch.cuda.get_device_name(index)}", memory, free, True))
+    return tuple(found)
+
+
+def packages() -> tuple[str, ...]:
+    """Optional packages: which are installed, what the others would be for."""
+    kernels = [name for name in ATTENTION_PACKAGES if _installed(name)]
+    absent = [f"{name} ({purpose})" for name, purpose in OPTIONAL_PACKAGES.items() if not _installed(name)]
+    return (
+        f"attention: torch {torch.__version__} (scaled dot product)" + "".join(f", {name}" for name in kernels),
+        f"not installed: {', '.join(absent)}" if absent else "all optional packages are installed",
+    )
+
+
+def _weight_files(name: str, path: Path) -> list[Path]:
+    """The files or folders to open for a part; only the transformer follows an index."""
+    return [path] if name == "transformer" or path.is_file() else sorted(path.glob("*.safetensors"))
+
+
+def _part(name: str, path: Path, opened: list[Weights]) -> Part:
+    dtypes: Counter[str] = Counter()
+    for weights in opened:
+        for info in weights.tensors.values():
+            dtypes[str(info.dtype).removeprefix("torch.")] += info.nbytes
+    shares = " + ".join(dtype for dtype, _ in dtypes.most_common())
+    return Part(name, path, sum(w.nbytes for w in opened), sum(w.parameters for w in opened), shares)
+
+
+def _verdict(device: Device, estimate: MemoryEstimate, large: bool) -> str:
+    total = estimate.total + (CUDA_CONTEXT if device.is_gpu else 0)
+    need = _size(total)
+    has = f"has {_size(device.memory)}, {_size(device.free)} free" if device.memory else "does not tell its memory"
+    if device.memory and total > device.memory:
+        advice = (
+            "use smaller frames, window_size 1 or the fp8 model" if device.is_gpu else "use a machine with more memory"
+        )
+        return f"{device.name}: does not fit, needs {need} and {has}; {advice}"
+    if not device.is_gpu:
+        speed = (
+            "fits, but a model of this size takes hours a step on a CPU" if large else "fits, and is fast enough here"
+        )
+        return f"{device.name}: {speed} (needs {need}, {has})"
+    busy = ", once other programs give memory back" if total > device.free else ""
+    return f"{device.name}: fits{busy} (needs {need}, {has})"
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ValueError:  # a module without a spec, put in place by a host
+        return True
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
+
+
+def _count(values: int) -> str:
+    return f"{values / 1e9:.2f} B" if values >= 1e9 else f"{values / 1e6:.2f} M"
