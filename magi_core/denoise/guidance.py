@@ -1,0 +1,167 @@
+"""From model passes to one velocity: three-way guidance, or the distilled model's single pass (spec 7).
+
+Notable:
+- Base models: v = (1 - p) alone + (p - s) context + s text, with scales p, s that depend on each chunk's own time. A pass whose
+  weight is exactly zero for every chunk is left out, and so is a chunk in the pass where each chunk stands alone.
+- Only the pass with context and null text writes keys and values, so what is remembered of a clean chunk holds no caption.
+- Distilled models: one pass; once the leftmost chunk is nearly clean, its velocity is blended with that of a copy seen alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from magi_core.config import Sampling
+from magi_core.model import KVCache, MagiDiT
+from magi_core.text.caption import Caption
+
+NEAR_CLEAN_WEIGHT = 0.7
+"""Share of the velocity with context where the nearly clean chunk is also seen alone (spec 7.2)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """D neighbouring chunks as one step gives them to the model. Tuples have D entries, the leftmost chunk first."""
+
+    x: Tensor
+    """[1, C, D * chunk_width, H, W], float32."""
+    times: tuple[float, ...]
+    """0 noise .. 1 clean."""
+    text: tuple[Caption, ...]
+    null: Caption
+    """What chunks are told that are told nothing."""
+    first_chunk: int
+    """Place of the leftmost chunk in the video."""
+    kv_chunks: tuple[tuple[int, int], ...]
+    """The chunks of the video, [start, end), that each chunk sees."""
+    extra: bool = False
+    """The leftmost chunk is clean and goes along only so that its keys and values are stored."""
+    near_clean: bool = False
+    """The leftmost chunk that is being denoised is nearly clean."""
+    step_embedding: float | None = None
+    """The distilled model's step size; None for base models."""
+    write_chunks: int = 0
+    """How many chunks, from left, are stored in the cache."""
+
+
+def dispatch(model: MagiDiT, sampling: Sampling, window: Window, cache: KVCache) -> Tensor:
+    """Guided velocity [1, C, D * chunk_width, H, W] of a window (spec 7).
+
+    ``cache`` holds what kv_chunks names before first_chunk, and receives write_chunks. The slot of an ``extra`` chunk holds nothing of
+    use: x, or the model's velocity where the distilled model is nearly clean (as in the reference, spec 14.16).
+    """
+    if sampling.cfg_number == 1:
+        velocity = _distilled(model, window, cache)
+    else:
+        velocity = _guided(model, sampling, window, cache)
+    if window.extra and not (sampling.cfg_number == 1 and window.near_clean):
+        velocity[:, 0] = _by_chunk(window)[:, 0]
+    return velocity.flatten(1, 2)[None]
+
+
+def remember(model: MagiDiT, sampling: Sampling, window: Window, cache: KVCache) -> None:
+    """Store keys and values of a window of clean chunks, which are told nothing: how a prefix is read (spec 8.4.1)."""
+    everything = replace(window, write_chunks=len(window.times))
+    _pass(model, everything, _untold(window), cache, dropped=sampling.cfg_number == 3)
+
+
+def guidance_weights(sampling: Sampling, times: Sequence[float]) -> Tensor:
+    """Weights [3, D] of the passes alone, context and text for chunks at ``times``; each column adds up to 1 (spec 7.1)."""
+    knots = torch.tensor(sampling.cfg_t_range, dtype=torch.float32) - 1e-7
+    index = torch.searchsorted(knots, torch.tensor(times, dtype=torch.float32)) - 1
+    p = torch.tensor(sampling.prev_chunk_scales, dtype=torch.float32)[index]
+    s = torch.tensor(sampling.text_scales, dtype=torch.float32)[index]
+    return torch.stack([1 - p, p - s, s])
+
+
+def _guided(model: MagiDiT, sampling: Sampling, window: Window, cache: KVCache) -> Tensor:
+    """[C, D, chunk_width, H, W]."""
+    weights = guidance_weights(sampling, window.times)
+    if window.extra:
+        weights[:, 0] = 0
+    x = _by_chunk(window)
+    alone, context, text = weights[..., None, None, None].to(x.device)
+    velocity = torch.zeros_like(x)
+    if weights[2].any():
+        velocity += text * _pass(model, replace(window, write_chunks=0), window.text, cache, dropped=False)
+    if weights[1].any() or window.write_chunks:
+        velocity += context * _pass(model, window, _untold(window), cache, dropped=True)
+    chosen = weights[0].nonzero()[:, 0].tolist()
+    if chosen:
+        velocity[:, chosen] += alone[chosen] * _alone(model, window, chosen)
+    return velocity
+
+
+def _distilled(model: MagiDiT, window: Window, cache: KVCache) -> Tensor:
+    """[C, D, chunk_width, H, W]."""
+    if not window.near_clean:
+        return _pass(model, window, window.text, cache, dropped=False)
+    near = int(window.extra)
+    last = max(end for _, end in window.kv_chunks)
+    with_copy = replace(
+        window,
+        x=torch.cat([window.x, _by_chunk(window)[None, :, near]], dim=2),
+        times=(*window.times, window.times[near]),
+        text=(*window.text, window.text[near]),
+        kv_chunks=(*window.kv_chunks, (last, last + 1)),
+    )
+    velocity = _pass(model, with_copy, with_copy.text, cache, dropped=False)
+    velocity[:, near] = NEAR_CLEAN_WEIGHT * velocity[:, near] + (1 - NEAR_CLEAN_WEIGHT) * velocity[:, -1]
+    return velocity[:, :-1]
+
+
+def _pass(model: MagiDiT, window: Window, text: Sequence[Caption], cache: KVCache, *, dropped: bool) -> Tensor:
+    """One pass over the window with what came before it: velocity [C, D, chunk_width, H, W]."""
+    chunks, tokens = len(window.times), _chunk_tokens(model, window)
+    velocity = model(
+        window.x,
+        torch.tensor([window.times], dtype=torch.float32, device=window.x.device),
+        *_stack(text),
+        dropped=dropped,
+        chunk_index=range(window.first_chunk, window.first_chunk + chunks),
+        kv_range=[(start * tokens, end * tokens) for start, end in window.kv_chunks],
+        step_embedding=window.step_embedding,
+        cache=cache,
+        write_tokens=window.write_chunks * tokens,
+    )
+    return velocity[0].unflatten(1, (chunks, -1))
+
+
+def _alone(model: MagiDiT, window: Window, chosen: Sequence[int]) -> Tensor:
+    """Velocity [C, n, chunk_width, H, W] of chunks told nothing that see only themselves, each as if the video began with it."""
+    velocity = model(
+        _by_chunk(window)[:, chosen].transpose(0, 1),
+        torch.tensor([[window.times[i]] for i in chosen], dtype=torch.float32, device=window.x.device),
+        *_stack([window.null] * len(chosen)),
+        dropped=True,
+        chunk_index=[0],
+        kv_range=[(0, _chunk_tokens(model, window))],
+        step_embedding=window.step_embedding,
+    )
+    return velocity.transpose(0, 1)
+
+
+def _by_chunk(window: Window) -> Tensor:
+    """x as [C, D, chunk_width, H, W], a view."""
+    return window.x[0].unflatten(1, (len(window.times), -1))
+
+
+def _untold(window: Window) -> tuple[Caption, ...]:
+    return (window.null,) * len(window.times)
+
+
+def _chunk_tokens(model: MagiDiT, window: Window) -> int:
+    frames, height, width = _by_chunk(window).shape[2:]
+    config = model.config
+    return frames // config.t_patch_size * (height // config.patch_size) * (width // config.patch_size)
+
+
+def _stack(captions: Sequence[Caption]) -> tuple[Tensor, Tensor]:
+    """Embeddings [D, L, C] and masks [D, L], padded to the longest."""
+    length = max(len(caption) for caption in captions)
+    padded = [caption.padded(length) for caption in captions]
+    return torch.stack([caption.embedding for caption in padded]), torch.stack([caption.mask for caption in padded])
