@@ -293,7 +293,8 @@ def _run(clip: Clip, phase: Phase, origin: Floats, time: Floats) -> Floats:
         fallen[:, 1] = high[1] - _height(float(high[1] - origin[1]), time)
         return fallen
     if phase.motion in DIRECTIONS:
-        return np.clip(origin + time[:, None] * clip.speed * np.array(DIRECTIONS[phase.motion]), low, high)
+        line: Floats = np.clip(origin + time[:, None] * clip.speed * np.array(DIRECTIONS[phase.motion]), low, high)
+        return line
     raise MagiError(f"motion is '{phase.motion}'; choose one of {', '.join(MOTIONS)}")
 
 
