@@ -107,7 +107,7 @@ def plan(
     a later extension will add.
     Raises MagiError when a number is outside of its range.
     """
-    rate = _checked_fps(fps)
+    rate = checked_fps(fps)
     chunk_frames = _checked_count("chunk_frames", chunk_frames, 1, 10_000)
     more_to_come = _checked_count("more_to_come", more_to_come, 0, MAX_MORE_TO_COME)
     skip = _checked_count("prefix_frames", prefix_frames, 0, 2**40) % chunk_frames
@@ -146,6 +146,17 @@ def plan(
     return Plan(tuple(planned), rate, frames)
 
 
+def checked_fps(fps: object) -> Fraction:
+    """``fps`` as an exact fraction, a float as the decimal number that was typed; MagiError unless it is a number from 1 to 240."""
+    if isinstance(fps, Real) and not isinstance(fps, bool):
+        exact = isinstance(fps, Rational)
+        if exact or math.isfinite(fps):
+            rate = Fraction(fps) if isinstance(fps, Rational) else Fraction(repr(float(fps)))
+            if 1 <= rate <= MAX_FPS:
+                return rate
+    raise MagiError(f"fps is {shorten(fps)}; it must be a number of frames per second from 1 to {MAX_FPS}")
+
+
 def _frames_at_ends(shots: tuple[Shot, ...], rate: Fraction) -> list[Fraction]:
     """Where each shot ends, in frames. Seconds count as the decimal number that was typed, so ten times 0.1 is 1."""
     ends, total = [], Fraction(0)
@@ -157,16 +168,6 @@ def _frames_at_ends(shots: tuple[Shot, ...], rate: Fraction) -> list[Fraction]:
 
 def _half_up(value: Fraction) -> int:
     return math.floor(value + Fraction(1, 2))
-
-
-def _checked_fps(fps: object) -> Fraction:
-    if isinstance(fps, Real) and not isinstance(fps, bool):
-        exact = isinstance(fps, Rational)
-        if exact or math.isfinite(fps):
-            rate = Fraction(fps) if isinstance(fps, Rational) else Fraction(repr(float(fps)))
-            if 1 <= rate <= MAX_FPS:
-                return rate
-    raise MagiError(f"fps is {shorten(fps)}; it must be a number of frames per second from 1 to {MAX_FPS}")
 
 
 def _checked_count(name: str, value: object, low: int, high: int) -> int:

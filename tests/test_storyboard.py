@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magi_core.errors import MagiError
+from magi_core.images import read_keyframe
 from magi_core.storyboard import MAX_SHOTS, MAX_TOTAL_CHARACTERS, Shot, Storyboard
 
 HERE = Path(__file__).parent
@@ -206,3 +207,11 @@ def test_the_documentation_says_what_is_true() -> None:
     blocks = re.findall(r"```(text|json)\n(.*?)```", text, re.DOTALL)
     read = [Storyboard.from_string(block) for kind, block in blocks if '"$schema"' not in block]
     assert len(read) == 2 and read[0] == read[1], "the text and the JSON example are the same storyboard"
+
+
+@pytest.mark.parametrize("path", sorted((HERE.parent / "examples").glob("*.[jt]*")), ids=lambda path: path.name)
+def test_the_examples_can_be_used(path: Path) -> None:
+    storyboard = Storyboard.parse(path)
+    for shot in storyboard.shots:
+        if shot.keyframe:
+            assert read_keyframe(shot.keyframe, path.parent).shape == (64, 64, 3)
