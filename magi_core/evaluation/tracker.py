@@ -50,7 +50,8 @@ class Track:
 def track(frames: Frames, background: str) -> Track:
     """Find the object in frames [T, H, W, 3] uint8 before a background of ``worlds.BACKGROUNDS``."""
     pixels = frames.astype(np.float32)
-    contrast = np.abs(pixels - np.array(BACKGROUNDS[background], np.float32)).max(axis=3)
+    red, green, blue = np.moveaxis(np.abs(pixels - np.array(BACKGROUNDS[background], np.float32)), 3, 0)
+    contrast = np.maximum(np.maximum(red, green), blue)
     flat = contrast.reshape(len(frames), -1)
     level = np.partition(flat, -_CORE_PIXELS, axis=1)[:, -_CORE_PIXELS]
     present = level > _FAINTEST
