@@ -42,14 +42,13 @@ def read_image(path: Path) -> Frames:
         raise MagiError(f"the image {str(path)!r} does not exist or is no file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            opened = Image.open(path, formats=_FORMATS)
-        with opened as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise MagiError(
-                    f"the image {path} has {image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are read: make it smaller"
-                )
-            return np.asarray(_rgb(ImageOps.exif_transpose(image), path))
+            warnings.simplefilter("ignore")  # of damaged or big files; our own checks speak of them
+            with Image.open(path, formats=_FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise MagiError(
+                        f"the image {path} has {image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are read: make it smaller"
+                    )
+                return np.asarray(_rgb(ImageOps.exif_transpose(image), path))
     except MagiError:
         raise
     except UnidentifiedImageError as error:

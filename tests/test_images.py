@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -149,6 +149,7 @@ def test_shrinking_averages_instead_of_skipping_pixels() -> None:
     assert np.abs(resize(stripes, 8, 8, "stretch").astype(int) - 128).max() < 8
 
 
+@settings(deadline=None)
 @given(*[st.integers(1, 40)] * 4, st.sampled_from(["stretch", "crop", "pad"]))
 def test_any_size_to_any_size(h: int, w: int, height: int, width: int, fit) -> None:
     resized = resize(np.full((2, h, w, 3), 200, np.uint8), height, width, fit)

@@ -7,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magi_core.errors import MagiError
@@ -24,11 +24,12 @@ def board(*seconds: float) -> Storyboard:
     return Storyboard([Shot(f"shot {number}", length, f"{number}.png") for number, length in enumerate(seconds, 1)])
 
 
-def chunks_of_shots(storyboard: Storyboard, **settings: int) -> list[int]:
-    chunks = plan(storyboard, **settings).chunks
+def chunks_of_shots(storyboard: Storyboard, **layout: int) -> list[int]:
+    chunks = plan(storyboard, **layout).chunks
     return [sum(chunk.shot == shot for chunk in chunks) for shot in range(len(storyboard.shots))]
 
 
+@settings(deadline=None)
 @given(lengths, rates, st.integers(1, 48), st.integers(0, 200), st.integers(0, 9))
 def test_every_frame_is_kept_exactly_once(seconds, fps, chunk_frames, prefix_frames, more_to_come) -> None:
     made = plan(board(*seconds), fps, chunk_frames=chunk_frames, prefix_frames=prefix_frames, more_to_come=more_to_come)

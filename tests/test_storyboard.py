@@ -8,7 +8,7 @@ from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magi_core.errors import MagiError
@@ -45,6 +45,7 @@ shots = st.builds(Shot, words.filter(str.strip), seconds, st.none() | names)
 storyboards = st.builds(Storyboard, st.lists(shots, min_size=1, max_size=6), words)
 
 
+@settings(deadline=None)
 @given(storyboards)
 def test_text_json_and_python_forms_round_trip(storyboard: Storyboard) -> None:
     text, document = storyboard.to_text(), storyboard.to_json()
@@ -57,6 +58,7 @@ def test_text_json_and_python_forms_round_trip(storyboard: Storyboard) -> None:
     assert len(text.rstrip("\n").split("\n")) == len(storyboard.shots) + bool(storyboard.prefix)
 
 
+@settings(deadline=None)
 @given(st.text() | words | words.map(lambda text: '{"version": 1, "shots": [' + text))
 def test_any_text_is_a_storyboard_or_a_clear_error(text: str) -> None:
     try:
