@@ -250,11 +250,11 @@ def _pick(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _convert(name: str, value: Any, kind: str) -> Any:
-    wrong = MagiError(f"configuration field {name} is {value!r}; it must be of type {kind}")
+    wrong = MagiError(f"configuration field {name} is {ascii(value)[:80]}; it must be of type {kind}")
     if kind == "torch.dtype":
         dtype = DTYPES.get(str(value).removeprefix("torch."))
         if dtype is None:
-            raise MagiError(f"configuration field {name} is {value!r}; allowed: {', '.join(DTYPES)}")
+            raise MagiError(f"configuration field {name} is {ascii(value)[:80]}; allowed: {', '.join(DTYPES)}")
         return dtype
     if kind.startswith("tuple"):
         item = "int" if "int" in kind else "float"

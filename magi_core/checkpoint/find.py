@@ -64,7 +64,8 @@ def find_checkpoint(source: str | Path, config: MagiConfig | None = None) -> Che
     try:
         return _find(str(source), path.expanduser(), config)
     except (OSError, RuntimeError) as error:  # names that no file system takes, folders without permission
-        raise MagiError(f"cannot look for a model at {str(source)[:200]}: {error}") from error
+        reason = getattr(error, "strerror", None) or "no such user or folder"
+        raise MagiError(f"cannot look for a model at {str(source)[:200]!r}: {reason}") from error
 
 
 def _find(source: str, path: Path, config: MagiConfig | None) -> CheckpointFiles:
@@ -158,7 +159,7 @@ def _nothing_at(source: str, path: Path) -> MagiError:
             f"'{source}' names a model size, not files; give the folder or file with its weights. Only 'nano' is built in"
         )
     return MagiError(
-        f"there is nothing at {source}; give 'nano', a model folder, a configuration JSON or a safetensors file"
+        f"there is nothing at {source!r}; give 'nano', a model folder, a configuration JSON or a safetensors file"
     )
 
 

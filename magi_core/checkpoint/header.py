@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
@@ -93,6 +93,7 @@ def read_header(stream: BinaryIO, path: Path) -> Header:
         raise _damaged(path, "its metadata is not a table of texts")
     tensors = {}
     ranges = []
+    require_plain_names(entries, path)
     for name, entry in entries.items():
         tensors[name], byte_range = _read_entry(name, entry, path)
         ranges.append(byte_range)
@@ -115,6 +116,12 @@ def parse_json_object(raw: bytes, path: Path) -> dict[str, Any]:
     return document
 
 
+def require_plain_names(names: Iterable[str], path: Path) -> None:
+    """Refuse tensor names that no model has (very long, or with control characters), so that errors may show the others."""
+    if not all(len(name) <= 200 and name.isprintable() for name in names):
+        raise _damaged(path, "a tensor name in it is not plain text")
+
+
 def header_bytes(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bytes:
     """The first bytes of a safetensors file whose data follow in the order of ``tensors`` (length, JSON, padding to 8)."""
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -133,16 +140,16 @@ def header_bytes(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str])
 
 def _read_entry(name: str, entry: Any, path: Path) -> tuple[TensorInfo, tuple[int, int]]:
     if not isinstance(entry, dict):
-        raise _damaged(path, f"the entry of tensor {name[:80]!r} is not an object")
+        raise _damaged(path, f"the entry of tensor {name} is not an object")
     dtype = DTYPES.get(str(entry.get("dtype")))
     if dtype is None:
-        raise _damaged(path, f"tensor {name[:80]!r} has the unknown dtype {str(entry.get('dtype'))[:20]!r}")
+        raise _damaged(path, f"tensor {name} has the unknown dtype {ascii(entry.get('dtype'))[:20]}")
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
-        raise _damaged(path, f"tensor {name[:80]!r} has no valid shape and byte range")
+        raise _damaged(path, f"tensor {name} has no valid shape and byte range")
     info = TensorInfo(tuple(shape), dtype)
     if offsets[1] - offsets[0] != info.nbytes:
-        raise _damaged(path, f"tensor {name[:80]!r} needs {info.nbytes} bytes but its range differs")
+        raise _damaged(path, f"tensor {name} needs {info.nbytes} bytes but its range differs")
     return info, (offsets[0], offsets[1])
 
 

@@ -113,7 +113,7 @@ def not_magi(names: Iterable[str], path: Path) -> MagiError:
     """The error for a file that holds something else, naming what it looks like."""
     names = list(names)
     kind = next((kind for kind, marks in MARKS if any(mark in name for name in names for mark in marks)), None)
-    looks = f"it looks like {kind}" if kind else f"its tensors are named {', '.join(n[:60] for n in names[:3])}, ..."
+    looks = f"it looks like {kind}" if kind else f"its tensors are named {', '.join(names[:3])}, ..."
     return MagiError(
         f"{path} is not a MAGI-1 DiT: {looks}. Choose the folder inference_weight of the release or a file made of it"
     )
@@ -154,7 +154,7 @@ def _linear(name: str, rows: int, columns: int, per_channel: bool, quantised: bo
 
 def _listed(what: str, names: list[str]) -> str:
     more = f", and {len(names) - 10} more" if len(names) > 10 else ""
-    return f"{len(names)} {what}: {', '.join(name[:200] for name in names[:10])}{more}" if names else ""
+    return f"{len(names)} {what}: {', '.join(names[:10])}{more}" if names else ""
 
 
 def _describe(shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]) -> str:

@@ -16,7 +16,14 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from magi_core.checkpoint.header import MAX_HEADER_BYTES, Header, TensorInfo, parse_json_object, read_header
+from magi_core.checkpoint.header import (
+    MAX_HEADER_BYTES,
+    Header,
+    TensorInfo,
+    parse_json_object,
+    read_header,
+    require_plain_names,
+)
 from magi_core.checkpoint.zst import read_zst_header, unpack
 from magi_core.errors import MagiError
 
@@ -145,6 +152,7 @@ def _open_index(path: Path) -> Weights:
     weight_map = parse_json_object(raw, path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise MagiError(f"{path} is not an index of a checkpoint: it has no weight_map with tensor and file names")
+    require_plain_names(weight_map, path)
     names_by_file: dict[str, set[str]] = defaultdict(set)
     for name, file_name in weight_map.items():
         names_by_file[_plain_name(file_name, path)].add(name)
@@ -178,7 +186,7 @@ def _plain_name(file_name: object, index: Path) -> str:
     valid = isinstance(file_name, str) and file_name.endswith(".safetensors") and file_name.isprintable()
     if not valid or any(mark in str(file_name) for mark in ("/", "\\", ":", "..")) or len(str(file_name)) > 200:
         raise MagiError(
-            f"the index {index} names the file {str(file_name)[:80]!r}; only names of safetensors files "
+            f"the index {index} names the file {ascii(file_name)[:80]}; only names of safetensors files "
             "in the index's own folder are allowed. Do not use this download"
         )
     return str(file_name)
