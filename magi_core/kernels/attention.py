@@ -54,33 +54,39 @@ def attend(q: Tensor, k: Tensor, v: Tensor, ranges: Sequence[AttnRange]) -> Tens
 
 
 def _batches(rows: Tensor, groups: list[list[tuple[int, int]]]) -> list[Tensor]:
-    """The windows of each group, stacked: [n, length, H, d]. A view where a group's windows follow each other without a gap."""
+    """The windows of each group, stacked: [n, length, H, d]. No copy where a group is one window or tiles all the rows."""
     edges = sorted({0, len(rows)} | {edge for windows in groups for window in windows for edge in window})
     place = {edge: i for i, edge in enumerate(edges)}
-    pieces = rows.split([end - start for start, end in pairwise(edges)])
+    pieces = torch.split(rows, [end - start for start, end in pairwise(edges)])
     batches = []
     for windows in groups:
-        if all(one[1] == two[0] for one, two in pairwise(windows)):
-            batch = rows[windows[0][0] : windows[-1][1]]
+        if windows[0][0] == 0 and windows[-1][1] == len(rows) and all(a[1] == b[0] for a, b in pairwise(windows)):
+            batch = rows
         else:
-            batch = torch.cat([p for start, end in windows for p in pieces[place[start] : place[end]]])
-        batches.append(batch.unflatten(0, (len(windows), -1)))
+            parts = [p for start, end in windows for p in pieces[place[start] : place[end]]]
+            batch = torch.cat(parts) if len(parts) > 1 else parts[0]
+        batches.append(batch.view(len(windows), -1, *batch.shape[1:]))
     return batches
 
 
 def _attend_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """n dense attentions: q [n, lq, Hq, d], k and v [n, lk, Hk, d] -> [n, lq, Hq, d]."""
-    length, kv_heads = q.shape[1], k.shape[2]
-    folded = q.unflatten(2, (kv_heads, -1)).transpose(1, 2).flatten(2, 3)  # [n, Hk, lq * Hq/Hk, d]
-    out = F.scaled_dot_product_attention(folded, k.transpose(1, 2), v.transpose(1, 2))
-    return out.unflatten(2, (length, -1)).transpose(1, 2).flatten(2, 3)
+    n, length, _, d = q.shape
+    kv_heads = k.shape[2]
+    folded = q.view(n, length, kv_heads, -1, d).transpose(1, 2).flatten(2, 3)  # [n, Hk, lq * Hq/Hk, d]
+    out: Tensor = F.scaled_dot_product_attention(folded, k.transpose(1, 2), v.transpose(1, 2))
+    return out.view(n, kv_heads, length, -1, d).transpose(1, 2).flatten(2, 3)
 
 
 def _place(blocks: list[Tensor], groups: list[list[tuple[int, int]]], like: Tensor) -> Tensor:
     """The blocks [n, lq, H, d] at their query rows of a tensor shaped like ``like``, zero elsewhere."""
     if len(blocks) == 1 and blocks[0].shape[0] * blocks[0].shape[1] == len(like):
         return blocks[0].flatten(0, 1)
-    placed = [(*w, b) for windows, batch in zip(groups, blocks, strict=True) for w, b in zip(windows, batch.unbind(), strict=True)]
+    placed = [
+        (*w, b)
+        for windows, batch in zip(groups, blocks, strict=True)
+        for w, b in zip(windows, batch.unbind(), strict=True)
+    ]
     rows, done = [], 0
     for start, end, block in sorted(placed, key=lambda item: item[0]):
         rows += [like.new_zeros(start - done, *like.shape[1:]), block]

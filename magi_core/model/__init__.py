@@ -2,6 +2,5 @@
 
 from magi_core.model.cache import KVCache
 from magi_core.model.dit import MagiDiT
-from magi_core.model.precision import promote
 
-__all__ = ["KVCache", "MagiDiT", "promote"]
+__all__ = ["KVCache", "MagiDiT"]

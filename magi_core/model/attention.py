@@ -75,20 +75,19 @@ class Attention(nn.Module):
         dtype = config.params_dtype
         outputs = 2 * config.num_attention_heads * config.kv_channels
 
-        def head_norm() -> Norm:
-            return Norm(config.kv_channels, config.layernorm_epsilon, dtype, one_plus=config.apply_layernorm_1p)
+        def head_norm(norm_dtype: torch.dtype) -> Norm:
+            return Norm(config.kv_channels, config.layernorm_epsilon, norm_dtype, one_plus=config.apply_layernorm_1p)
 
         self.linear_qkv = QKV(config, "per_tensor" if quantised else "none")
         self.linear_kv_xattn = make_linear(
             config.text_hidden_size, 2 * config.num_query_groups * config.kv_channels, dtype
         )
         self.linear_proj = make_linear(outputs, config.hidden_size, dtype, "per_channel" if quantised else "none")
-        self.q_layernorm, self.k_layernorm = head_norm(), head_norm()
-        self.q_layernorm_xattn, self.k_layernorm_xattn = head_norm(), head_norm()
+        self.q_layernorm, self.k_layernorm = head_norm(torch.float32), head_norm(torch.float32)
+        self.q_layernorm_xattn, self.k_layernorm_xattn = head_norm(dtype), head_norm(dtype)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        heads = [part.flatten(0, 1).unflatten(-1, (-1, self.head_dim)) for part in self.linear_qkv(x)]
-        q, qx, k, v = heads
+        q, qx, k, v = (part.flatten(0, 1).unflatten(-1, (-1, self.head_dim)) for part in self.linear_qkv(x))
         seen = self._self_attention(q, k, v, context)
         read = self._cross_attention(qx, context)
         slices = [part.flatten(1).unflatten(1, (MERGE_SLICES, -1)) for part in (seen, read)]
@@ -103,7 +102,7 @@ class Attention(nn.Module):
 
     def _place(self, x: Tensor, norm: Norm, rotation: Rotation) -> Tensor:
         """Norm and rotate x [items * tokens, heads, d] in float32; every item has the same positions."""
-        items = norm(x).float().unflatten(0, (-1, len(rotation.sin)))
+        items = norm(x).float().view(-1, len(rotation.sin), *x.shape[1:])
         return rotate(items, rotation).flatten(0, 1).to(x.dtype)
 
     def _with_past(self, k: Tensor, v: Tensor, past: Past, chunks: int) -> tuple[Tensor, Tensor]:
@@ -111,9 +110,8 @@ class Attention(nn.Module):
         held = past.cache.read(self.layer, past.read_from, past.chunk)
         keys = torch.cat([*(rows[..., : self.head_dim] for rows in held), k])
         values = torch.cat([*(rows[..., self.head_dim :] for rows in held), v])
-        rows = torch.cat([k, v], dim=-1).chunk(chunks)
-        for i in range(past.write_chunks):
-            past.cache.write(self.layer, past.chunk + i, rows[i])
+        for i, parts in enumerate(zip(k.chunk(chunks)[: past.write_chunks], v.chunk(chunks), strict=False)):
+            past.cache.write(self.layer, past.chunk + i, torch.cat(parts, dim=-1))
         return keys, values
 
     def _cross_attention(self, qx: Tensor, context: Context) -> Tensor:

@@ -83,4 +83,5 @@ class Block(nn.Module):
 
 def _add_branch(x: Tensor, gate: Tensor, branch: Tensor, norm: Norm) -> Tensor:
     """x + norm(gate * branch): float32, rounded once."""
-    return (x.float() + norm(gate.float() * branch.float())).to(x.dtype)
+    added: Tensor = x.float() + norm(gate.float() * branch.float())
+    return added.to(x.dtype)

@@ -3,7 +3,8 @@
 Notable:
 - Hidden states are [chunks, tokens, h]: what belongs to a chunk (gate, caption) is broadcast, never gathered.
 - Captions are packed: only real text tokens are projected and attended to.
-- Parameter names are those of the public checkpoint.
+- Parameter names are those of the public checkpoint, and a fresh model's parameters have the dtypes that it computes with
+  (spec 4: float32 for embedders, output and most norms, params_dtype for the rest, fp8 as stored).
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from magi_core.model.block import Block
 from magi_core.model.cache import KVCache
 from magi_core.model.embedders import CaptionEmbedder, FinalLinear, PatchEmbedder, TimestepEmbedder, unpatchify
 from magi_core.model.norms import Norm
-from magi_core.model.precision import promote
 from magi_core.model.rope import Rope
 
 
@@ -54,7 +54,6 @@ class MagiDiT(nn.Module):
         self.rope = Rope(config.rope_bands)
         self.videodit_blocks = Blocks(config)
         self.final_linear = FinalLinear(config)
-        promote(self, config.params_dtype)
 
     @property
     def null_caption(self) -> Tensor:
@@ -90,6 +89,11 @@ class MagiDiT(nn.Module):
         frames, height, width = self._grid(x, y, t.shape, chunk_index, kv_range)
         tokens = frames * height * width  # of a chunk
         past = _past(cache, chunk_index, kv_range, tokens, write_tokens, n)
+        seen = tokens * (chunks + (past.chunk if past else 0))
+        if any(not 0 <= start <= end <= seen for start, end in kv_range):
+            raise MagiError(
+                f"kv_range is {list(kv_range)}; every [start, end) must lie within the {seen} tokens there are"
+            )
         flags = torch.as_tensor(dropped, device=x.device)
         flags = (flags[:, None] if flags.ndim == 1 else flags).expand(n, chunks)
         text, text_lengths = _pack(y, y_mask)
@@ -139,7 +143,9 @@ class MagiDiT(nn.Module):
                 f"captions have the shape {list(y.shape)}; this model takes [{n * chunks}, tokens, {config.caption_channels}]"
             )
         if len(chunk_index) != chunks or len(kv_range) != chunks:
-            raise MagiError(f"{chunks} chunks need as many chunk_index and kv_range entries; got {len(chunk_index)} and {len(kv_range)}")
+            raise MagiError(
+                f"{chunks} chunks need as many chunk_index and kv_range entries; got {len(chunk_index)} and {len(kv_range)}"
+            )
         frames, height, width = x.shape[2:]
         for name, size, multiple in (
             ("frames", frames, config.t_patch_size * chunks),
@@ -150,7 +156,9 @@ class MagiDiT(nn.Module):
                 raise MagiError(f"latent {name} is {size}; it must be a multiple of {multiple}")
         grid = frames // config.t_patch_size // chunks, height // config.patch_size, width // config.patch_size
         if min(grid[1:]) < 2:
-            raise MagiError(f"latent height and width are {height} x {width}; both must be at least {2 * config.patch_size}")
+            raise MagiError(
+                f"latent height and width are {height} x {width}; both must be at least {2 * config.patch_size}"
+            )
         return grid
 
 
@@ -170,7 +178,9 @@ def _past(
             f"a KV cache serves one video and consecutive chunks; got {items} items, chunks {list(chunk_index)}"
         )
     if write_tokens % tokens or not 0 <= write_tokens <= tokens * len(chunk_index):
-        raise MagiError(f"write_tokens is {write_tokens}; it must be whole chunks of {tokens} tokens, at most {len(chunk_index)}")
+        raise MagiError(
+            f"write_tokens is {write_tokens}; it must be whole chunks of {tokens} tokens, at most {len(chunk_index)}"
+        )
     oldest = min((start for start, end in kv_range if end > start), default=first * tokens)
     return Past(cache, min(oldest // tokens, first), first, write_tokens // tokens)
 

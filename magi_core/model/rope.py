@@ -51,5 +51,5 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Rotate the first 2 * 3 * bands values of each head; x [..., tokens, heads, d] float32 (non-interleaved halves)."""
     sin, cos = rotation.sin[:, None], rotation.cos[:, None]
     half = sin.shape[-1]
-    a, b, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
+    a, b, rest = torch.split(x, [half, half, x.shape[-1] - 2 * half], dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos, rest], dim=-1)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
-import torch
 
+from magi_core.checkpoint.load import load_dit
 from magi_core.golden import Golden
-from magi_core.model import MagiDiT, promote
+from magi_core.model import MagiDiT
 
 
 @pytest.fixture(scope="session")
@@ -18,11 +18,6 @@ def models(golden: Golden) -> Callable[[str], MagiDiT]:
 
     @cache
     def load(name: str) -> MagiDiT:
-        config = golden.config(name).dit
-        with torch.device("meta"):
-            model = MagiDiT(config)
-        model.load_state_dict(golden.weights(name), assign=True)
-        promote(model, config.params_dtype)
-        return model.requires_grad_(False)
+        return load_dit(golden.weights_path(name), golden.config(name).dit).requires_grad_(False)
 
     return load

@@ -6,24 +6,26 @@ import pytest
 import torch
 from torch import Tensor
 
+from magi_core.checkpoint.load import load_dit
 from magi_core.config import DiTConfig
-from magi_core.errors import MagiError
 from magi_core.golden import Case, Golden, compare
-from magi_core.kernels.reference import attend_reference
-from magi_core.model import KVCache, MagiDiT, promote
+from magi_core.model import MagiDiT
 
 TEXT_LENGTH = 800
-FORWARD = ["a_1chunk", "a_1chunk_null", "a_4chunk", "b_1chunk", "b_3chunk", "a_distill_2chunk_s16", "a_distill_2chunk_s12_i1"]
+FORWARD = [
+    "a_1chunk",
+    "a_1chunk_null",
+    "a_4chunk",
+    "b_1chunk",
+    "b_3chunk",
+    "a_distill_2chunk_s16",
+    "a_distill_2chunk_s12_i1",
+]
 FORWARD += ["a_distill_2chunk_s12_i2", "b_distill_2chunk_s16", "c_2chunk", "a_bf16_2chunk", "c_bf16_2chunk"]
 
 
 def load(golden: Golden, name: str) -> MagiDiT:
-    config = golden.config(name).dit
-    with torch.device("meta"):
-        model = MagiDiT(config)
-    model.load_state_dict(golden.weights(name), assign=True)
-    promote(model, config.params_dtype)
-    return model.requires_grad_(False)
+    return load_dit(golden.weights_path(name), golden.config(name).dit).requires_grad_(False)
 
 
 def captions(y: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
@@ -63,7 +65,9 @@ def kv_tokens(kv_range: Tensor, x: Tensor, chunks: int) -> list[tuple[int, int]]
 def assert_close(computed: Tensor, case: Case, name: str) -> None:
     max_abs, rel_rms = compare(computed, case.outputs[name])
     limit = case.tolerance[name]
-    print(f"{case.id} {name}: max_abs {max_abs:.2e} of {limit.max_abs:.0e}, rel_rms {rel_rms:.2e} of {limit.rel_rms:.0e}")
+    print(
+        f"{case.id} {name}: max_abs {max_abs:.2e} of {limit.max_abs:.0e}, rel_rms {rel_rms:.2e} of {limit.rel_rms:.0e}"
+    )
     assert max_abs <= limit.max_abs
     assert rel_rms <= limit.rel_rms
 
