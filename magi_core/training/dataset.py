@@ -1,0 +1,172 @@
+"""The training set of the DiT: clips of a synthetic world as latents with captions, made once and kept on disk.
+
+Clip ``i`` is a pure function of (world, seed, i), so the set is reproducible, can be made in any number of sittings, and is one
+safetensors file for every thousand clips: latents float16 [n, chunks, C, F, H/8, W/8] and, in the metadata, the captions of every
+chunk in several wordings. Captions are encoded when the set is opened, each distinct one once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from magi_core.errors import MagiError
+from magi_core.files import atomic_write
+from magi_core.text.assembly import NULL_LENGTH
+from magi_core.text.caption import Caption
+from magi_core.text.encoder import T5TextEncoder
+from magi_core.text.special_tokens import PromptTokens, SpecialTokens
+from magi_core.training.captions import caption
+from magi_core.training.objective import LAYOUTS, Sample
+from magi_core.training.worlds import WORLDS, render, sample_clip
+from magi_core.vae import Tiling, ViTVAE, encode_tiled, frames_to_video
+
+CHUNKS = 3
+WORDINGS = 4
+SHARD = 1000
+
+log = logging.getLogger(__name__)
+
+
+def make_shards(folder: Path, vae: ViTVAE, world: str, clips: int, seed: int) -> None:
+    """Render, encode and write the shards of ``clips`` clips that ``folder`` does not hold yet."""
+    for first in range(0, clips, SHARD):
+        path = folder / f"clips-{first:06d}.safetensors"
+        if not path.exists():
+            write_shard(path, vae, world, range(first, min(first + SHARD, clips)), seed)
+            log.info("data: clips %d of %d", min(first + SHARD, clips), clips)
+
+
+def write_shard(path: Path, vae: ViTVAE, world: str, indices: Sequence[int], seed: int) -> None:
+    """Write the clips ``indices`` of a world (a name of ``WORLDS``) to one file."""
+    latents, wordings, images = [], [], []
+    for index in indices:
+        rng = np.random.default_rng([seed, index])
+        clip = sample_clip(WORLDS[world], CHUNKS, rng)
+        wordings.append([[caption(clip, chunk, rng) for chunk in range(CHUNKS)] for _ in range(WORDINGS)])
+        images.append(clip.hold > 0)
+        video = frames_to_video(torch.from_numpy(render(clip)))
+        with torch.no_grad():
+            latents.append(encode_tiled(vae, video, Tiling(frames=4)).half())
+    stacked = torch.stack(
+        [clip.reshape(clip.shape[1], CHUNKS, -1, *clip.shape[3:]).transpose(0, 1) for clip in latents]
+    ).contiguous()
+    metadata = {"captions": json.dumps(wordings), "world": world, "seed": str(seed)}
+    with atomic_write(path) as temporary:
+        save_file({"latents": stacked, "image": torch.tensor(images)}, temporary, metadata)
+
+
+@dataclass(frozen=True, eq=False)
+class ClipSet:
+    """Clips in memory. latents [n, chunks, C, F, h, w] float16, image [n] True where the first latent frame is a still image,
+    wording [n, variants, chunks] indices into ``captions``, special tokens to put in front of them."""
+
+    latents: Tensor
+    image: Tensor
+    wording: Tensor
+    captions: Sequence[Caption]
+    special: SpecialTokens
+
+    def __len__(self) -> int:
+        return self.latents.shape[0]
+
+
+def open_clips(folder: Path, encoder: T5TextEncoder, special: SpecialTokens) -> ClipSet:
+    """Read every shard of ``folder`` and encode its captions; raises MagiError when there is none or one is damaged."""
+    paths = sorted(folder.glob("clips-*.safetensors"))
+    if not paths:
+        raise MagiError(f"{folder} holds no training clips")
+    latents, images, texts = [], [], []
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                latents.append(file.get_tensor("latents"))
+                images.append(file.get_tensor("image"))
+                texts += json.loads(file.metadata()["captions"])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise MagiError(
+                f"the training clips {path} are damaged: {error}. Delete the file; it will be made again"
+            ) from error
+    distinct = {text: i for i, text in enumerate(dict.fromkeys(t for clip in texts for words in clip for t in words))}
+    log.info("data: %d clips, %d distinct captions", len(texts), len(distinct))
+    wording = torch.tensor([[[distinct[t] for t in words] for words in clip] for clip in texts])
+    encoded = [Caption(c.embedding.half(), c.mask) for c in encoder.encode(list(distinct), batch_size=128)]
+    return ClipSet(torch.cat(latents), torch.cat(images), wording, encoded, special)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How often the rarer situations are shown, as shares of 0..1."""
+
+    null_caption: float = 0.12
+    prefix: float = 0.15
+    """A chunk begins with some given frames, as after a prefix video that does not end on a chunk's border."""
+    scene: float = 0.08
+    """A chunk after another clip begins with a keyframe of a new one."""
+    special_token: float = 0.5
+    """Each of the HQ and the DURATION token stands in front of the caption."""
+    late_row: float = 0.3
+    """A clean chunk in a text pass takes that pass's adaLN row, as in the step that writes its cache entry."""
+
+
+def draw_sample(clips: ClipSet, name: str, count: int, mix: Mix, generator: torch.Generator) -> Sample:
+    """Draw ``count`` sequences of the layout ``name``; equal generators give equal samples."""
+    layout = LAYOUTS[name]
+    chunks = len(layout.places)
+
+    def chance(share: float, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator) < share
+
+    def pick(low: int, high: int, *shape: int) -> Tensor:
+        return torch.randint(low, high, shape, generator=generator)
+
+    clean = torch.tensor(layout.clean).expand(count, chunks)
+    clip = pick(0, len(clips), count, 1).expand(count, chunks).clone()
+    start = (
+        pick(0, CHUNKS - max(layout.places), count, 1) if name == "next" else torch.zeros(count, 1, dtype=torch.long)
+    )
+    place = torch.tensor(layout.places) + start
+    pasted = torch.where(chance(mix.prefix, count, chunks), pick(1, 6, count, chunks), 0)
+    if name == "next":
+        stills = clips.image.nonzero().squeeze(1)
+        scene = chance(mix.scene, count, chunks) & ~clean & bool(len(stills))
+        clip = torch.where(scene, stills[pick(0, max(len(stills), 1), count, chunks)], clip)
+        place = torch.where(scene, 0, place)
+        pasted = torch.where(scene, 1, pasted)
+    first = (place == 0) & clips.image[clip]
+    pasted = torch.where(first, 1, pasted).masked_fill(clean, 0)
+    null = chance(mix.null_caption, count, 1) | clean
+    dropped = null & ~(clean & chance(mix.late_row, count, 1))
+    words = clips.wording[clip, pick(0, clips.wording.shape[1], count, chunks), place]
+    remaining = torch.tensor(layout.places).max() - torch.tensor(layout.places) + pick(1, 9, count, 1)
+    text, mask = _texts(clips, words, remaining, chance(mix.special_token, count, 1, 2), null)
+    latents = clips.latents[clip, place].float().transpose(1, 2).flatten(2, 3)
+    return Sample(latents, pasted, text, mask, null, dropped)
+
+
+def _texts(clips: ClipSet, words: Tensor, remaining: Tensor, special: Tensor, null: Tensor) -> tuple[Tensor, Tensor]:
+    """Text [N*D, L, E] and mask [N*D, L] of captions ``words`` [N, D] behind their special tokens, zeros where ``null``.
+
+    remaining [N, D] chunks to come, counting the chunk itself; special [N, 1, 2] whether HQ and DURATION stand in front.
+    """
+    rows: list[Tensor] = []
+    switches = special.expand(*words.shape, 2).reshape(-1, 2).tolist()
+    for word, left, (quality, duration), empty in zip(
+        words.flatten().tolist(), remaining.flatten().tolist(), switches, null.flatten().tolist(), strict=True
+    ):
+        front = clips.special.prompt_rows(PromptTokens(high_quality=quality, duration=duration), left)
+        rows.append(front[:0] if empty else torch.cat([front, clips.captions[word].embedding.float()]))
+    text = torch.zeros(len(rows), max(NULL_LENGTH, *map(len, rows)), clips.special.channels)
+    for i, row in enumerate(rows):
+        text[i, : len(row)] = row
+    lengths = torch.tensor([len(row) for row in rows])
+    return text, torch.arange(text.shape[1]) < lengths[:, None]

@@ -1,0 +1,207 @@
+"""The DiT's training loop: batches of mixed situations, Muon and AdamW, averaged weights, states to go on from.
+
+Notable:
+
+* The batch of step k is drawn from (seed, k) alone, so a resumed run sees what an unbroken one would, to the bit.
+* With ``steps`` the schedule counts steps and a run can be repeated exactly; with ``minutes`` it follows the clock, so that a run
+  ends in time on a machine that others use as well.
+* bfloat16 autocast, float32 weights and averages.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from magi_core.config import DiTConfig
+from magi_core.model import MagiDiT
+from magi_core.training.checkpoint import TrainingState, load_state, save_state, start_state
+from magi_core.training.curve import draw_curve
+from magi_core.training.dataset import ClipSet, Mix, draw_sample
+from magi_core.training.objective import LAYOUTS, add_noise, schedule_time, squared_errors
+from magi_core.training.products import attend_products
+
+STATE_FILE, LOG_FILE, CURVE_FILE = "dit.safetensors", "dit.jsonl", "dit.png"
+LOG_EVERY = 20
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DiTSettings:
+    """How long and how the DiT is trained. Exactly one of ``steps`` and ``minutes`` is set."""
+
+    steps: int | None = None
+    minutes: float | None = None
+    seed: int = 0
+    batch: Mapping[str, int] = field(
+        default_factory=lambda: MappingProxyType({"first": 24, "next": 8, "start": 5, "stream": 5})
+    )
+    """Sequences of every layout in one step."""
+    mix: Mix = Mix()  # noqa: RUF009 - frozen
+    muon_lr: float = 0.02
+    adamw_lr: float = 1.5e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 40
+    decay_share: float = 0.4
+    """The learning rate falls linearly to zero over this last share of the run."""
+    average: float = 0.995
+    save_seconds: float = 300.0
+
+
+def train_dit(config: DiTConfig, clips: ClipSet, folder: Path, settings: DiTSettings, device: str = "cpu") -> MagiDiT:
+    """Train to the end of the schedule, going on from the state in ``folder`` if there is one; returns the averaged model.
+
+    Writes ``dit.safetensors`` (the state), ``dit.jsonl`` (losses) and ``dit.png`` (the curve) to ``folder``.
+    """
+    state = start_dit(config, folder, settings, device)
+    path = folder / STATE_FILE
+    history = Losses(folder / LOG_FILE, state.step)
+    saved = state.seconds
+    while (progress := _progress(state, settings)) < 1:
+        begun = time.monotonic()
+        _set_rates(state, settings, progress)
+        train_step(state, clips, settings, device, history)
+        state.seconds += time.monotonic() - begun
+        if state.step % LOG_EVERY == 0:
+            history.write(state.step, state.seconds)
+        if state.seconds - saved >= settings.save_seconds:
+            save_state(state, path)
+            history.draw(folder / CURVE_FILE)
+            saved = state.seconds
+    save_state(state, path)
+    history.draw(folder / CURVE_FILE)
+    return averaged_model(state, config)
+
+
+def start_dit(config: DiTConfig, folder: Path, settings: DiTSettings, device: str = "cpu") -> TrainingState:
+    """The state that ``folder`` holds, or that of a fresh network."""
+    torch.manual_seed(settings.seed)
+    model = MagiDiT(config, attend=attend_products)
+    initialise(model)
+    state = start_state(model.to(device), optimizers(model, settings))
+    if (folder / STATE_FILE).exists():
+        load_state(state, folder / STATE_FILE)
+        log.info("dit: going on from step %d", state.step)
+    return state
+
+
+def initialise(model: MagiDiT) -> None:
+    """Initial weights where they differ from the modules' own: gates that let through and still depend on the condition, silent output."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("ada_modulate_layer.proj.0.weight"):
+            nn.init.normal_(parameter, std=0.5 * parameter.shape[1] ** -0.5)
+        elif name.endswith("ada_modulate_layer.proj.0.bias"):
+            nn.init.ones_(parameter)
+    nn.init.zeros_(model.final_linear.linear.weight)
+
+
+def optimizers(model: MagiDiT, settings: DiTSettings) -> dict[str, torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for everything else."""
+    named = dict(model.named_parameters())
+    matrices = [p for name, p in named.items() if name.startswith("videodit_blocks.layers.") and p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in named.values() if id(p) not in chosen]
+    return {
+        "muon": torch.optim.Muon(matrices, lr=settings.muon_lr, weight_decay=settings.weight_decay),
+        "adamw": torch.optim.AdamW(rest, lr=settings.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0),
+    }
+
+
+def train_step(state: TrainingState, clips: ClipSet, settings: DiTSettings, device: str, history: Losses) -> None:
+    """One step: gradients of every layout's batch, added up, then both optimisers and the average."""
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + state.step)
+    model = cast(MagiDiT, state.model)
+    drawn = []
+    for name, count in settings.batch.items():
+        sample = draw_sample(clips, name, count, settings.mix, generator)
+        drawn.append((name, sample, add_noise(sample, LAYOUTS[name], generator)))
+    frames = sum(float(noised.weight.sum()) for _, _, noised in drawn)
+    for name, sample, noised in drawn:
+        with torch.autocast(device, torch.bfloat16):
+            errors = squared_errors(model, LAYOUTS[name], sample.to(device), noised.to(device))
+        torch.autograd.backward(errors.sum() / frames)
+        history.add(name, errors.detach().cpu(), noised.weight, noised.t)
+    nn.utils.clip_grad_norm_(state.optimizers["adamw"].param_groups[0]["params"], 1.0)
+    for optimizer in state.optimizers.values():
+        optimizer.step()
+        optimizer.zero_grad()
+    state.step += 1
+    state.average(min(settings.average, state.step / (state.step + 10)))
+
+
+def averaged_model(state: TrainingState, config: DiTConfig) -> MagiDiT:
+    """A model with the averaged weights."""
+    model = MagiDiT(config)
+    model.load_state_dict(state.ema)
+    return model.eval().requires_grad_(False)
+
+
+class Losses:
+    """The mean squared error by situation and by quarter of the sampler's schedule, gathered between two lines of the log.
+
+    Lines of an older run after the step from which this one goes on are removed.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        self.lines = [line for line in _read_lines(path) if line["step"] <= step]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
+        self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2))
+        self._quarters = schedule_time(torch.tensor([0.25, 0.5, 0.75]))
+
+    def add(self, name: str, errors: Tensor, weight: Tensor, t: Tensor) -> None:
+        """Add a batch: errors [N, D] as ``squared_errors`` gives them, weight [N, 1, T, 1, 1], t [N, D]."""
+        frames = weight.reshape(*errors.shape, -1).sum(2)
+        pairs = torch.stack([errors, frames], dim=-1)
+        self._sums["loss"] += pairs.sum((0, 1))
+        self._sums[name] += pairs.sum((0, 1))
+        for quarter in range(4):
+            self._sums[f"quarter {quarter + 1}"] += pairs[torch.bucketize(t, self._quarters) == quarter].sum(0)
+
+    def write(self, step: int, seconds: float) -> None:
+        """Append one line for everything added since the last."""
+        means = {name: round(float(e / frames), 5) for name, (e, frames) in self._sums.items() if frames > 0}
+        line = {"step": step, "seconds": round(seconds, 1)} | means
+        self.lines.append(line)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        log.info("dit: %s", " ".join(f"{k} {v:g}" for k, v in line.items()))
+        self._sums.clear()
+
+    def draw(self, path: Path) -> None:
+        """Draw everything logged so far."""
+        names = dict.fromkeys(name for line in self.lines for name in line if name not in ("step", "seconds"))
+        series = {name: [(line["step"], line[name]) for line in self.lines if name in line] for name in names}
+        draw_curve(path, "magi-nano DiT: velocity error by training step", series)
+
+
+def _read_lines(path: Path) -> list[dict[str, float]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _progress(state: TrainingState, settings: DiTSettings) -> float:
+    """How much of the run is done, 0..1."""
+    if settings.steps is not None:
+        return state.step / settings.steps
+    return state.seconds / (60 * (settings.minutes or 0.0))
+
+
+def _set_rates(state: TrainingState, settings: DiTSettings, progress: float) -> None:
+    scale = min(1.0, (state.step + 1) / settings.warmup_steps, (1 - progress) / settings.decay_share)
+    for name, rate in (("muon", settings.muon_lr), ("adamw", settings.adamw_lr)):
+        for group in state.optimizers[name].param_groups:
+            group["lr"] = rate * scale

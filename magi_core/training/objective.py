@@ -1,0 +1,156 @@
+"""Flow matching on chunks: which sequences the DiT is trained on, and the error that is minimised.
+
+Notable:
+
+* x_t = (1 - t) noise + t latent and the target is v = latent - noise; every chunk has its own noise and its own t.
+* t is drawn along the sampler's own schedule: a position s in 0..1 is logit-normal and t = s^2 / (3 - 2 s^2). The median is
+  t = 0.15 and 72 % of the draws lie below t = 0.3, close to logit-normal noise with shift 1/3, but with both ends covered.
+* A noisy chunk reads itself and at most one chunk before it, a clean one only itself: what the KV ranges of magi-nano let the
+  sampler read, so nothing that training shows is missing when a video gets long.
+* Clean chunks carry the null caption, the adaLN row "dropped" and up to 5 % noise under the label of a clean chunk, because the
+  cache that they fill when sampling is written by the unconditional pass.
+* Frames of a first image or of a partial prefix are pasted clean into a noisy chunk and carry no loss.
+
+Shape letters: N sequences, D chunks in a sequence, C channels, F frames of a chunk, T = D*F, L text tokens, E text channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from magi_core.model import MagiDiT
+from magi_core.text.assembly import NULL_LENGTH
+
+CLEAN_T = 0.9999
+CLEAN_NOISE = 0.05
+SCHEDULE_MEAN, SCHEDULE_SPREAD = 0.5, 1.0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The chunks of one training sequence: which are clean, where in the video they stand, and what each may read."""
+
+    clean: tuple[bool, ...]
+    places: tuple[int, ...]
+    """Place of each chunk in the video, in chunks; several noisy versions of one chunk may stand side by side."""
+    reads: tuple[tuple[int, int], ...]
+    """For each chunk the chunks [start, end) of this sequence that it attends to."""
+    stagger: float = 0.0
+    """How much earlier on the schedule the last chunk is than the one before it; 0 draws every chunk's time on its own."""
+
+
+LAYOUTS = {
+    "first": Layout((False,), (0,), ((0, 1),)),
+    "next": Layout((False, True, False), (1, 0, 1), ((0, 2), (1, 2), (1, 3))),
+    "start": Layout((False, False, False), (0, 1, 2), ((0, 1), (0, 2), (1, 3)), stagger=0.25),
+    "stream": Layout((True, False, False), (0, 1, 2), ((0, 1), (0, 2), (1, 3)), stagger=0.25),
+}
+"""The situations of the sampler: a first chunk; a chunk after a clean one (two noise levels share one clean chunk, which halves
+its cost); the first window of a video; a window that has moved on. In a window of 4 each chunk is a quarter of the schedule ahead
+of its successor."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Chunks as they come from the data set, before noise.
+
+    latents [N, C, T, H, W] normalised; pasted [N, D] leading frames of each chunk that are given (0 for none); text [N*D, L, E] with
+    mask [N*D, L], L at least 50; null [N, D] True where a chunk takes the null caption instead; dropped [N, D] True where its gates
+    take the adaLN row of the unconditional pass.
+    """
+
+    latents: Tensor
+    pasted: Tensor
+    text: Tensor
+    text_mask: Tensor
+    null: Tensor
+    dropped: Tensor
+
+    def to(self, device: torch.device | str) -> Sample:
+        """The same on another device."""
+        return Sample(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Noised:
+    """What the model is shown, x [N, C, T, H, W] and t [N, D], and what it should answer: target, where weight [N, 1, T, 1, 1] is 1."""
+
+    x: Tensor
+    t: Tensor
+    target: Tensor
+    weight: Tensor
+
+    def to(self, device: torch.device | str) -> Noised:
+        """The same on another device."""
+        return Noised(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+def schedule_time(position: Tensor) -> Tensor:
+    """Timestep t in 0..1 at a position 0..1 of the sampler's schedule: squared, then shifted by 1/3 towards noise (spec 8.1)."""
+    return position**2 / (3 - 2 * position**2)
+
+
+def draw_times(layout: Layout, count: int, generator: torch.Generator) -> Tensor:
+    """Timesteps [count, D] of the noisy chunks of a layout; clean chunks have the label of a clean chunk."""
+    chunks = len(layout.places)
+    if layout.stagger:
+        ahead = layout.stagger * torch.arange(chunks - 1, -1, -1)
+        noisiest = torch.rand(count, 1, generator=generator) * (
+            1 - layout.stagger * (sum(not c for c in layout.clean) - 1)
+        )
+        position = (noisiest + ahead).clamp(max=1)
+    else:
+        normal = torch.randn(count, chunks, generator=generator)
+        position = torch.sigmoid(SCHEDULE_MEAN + SCHEDULE_SPREAD * normal)
+    return torch.where(torch.tensor(layout.clean), CLEAN_T, schedule_time(position))
+
+
+def add_noise(sample: Sample, layout: Layout, generator: torch.Generator) -> Noised:
+    """Noise every chunk to a time drawn for it, paste the given frames, and state the target."""
+    count, _, frames, _, _ = sample.latents.shape
+    chunks = len(layout.places)
+    t = draw_times(layout, count, generator)
+    clean = torch.tensor(layout.clean)
+    leaked = 1 - CLEAN_NOISE * torch.rand(count, chunks, generator=generator)
+    noise = torch.randn(sample.latents.shape, generator=generator)
+    given = torch.arange(frames // chunks) < sample.pasted[..., None]  # [N, D, F]
+    share = torch.where(clean, leaked, t)[..., None].expand(given.shape)
+    mix = torch.where(given, 1.0, share).reshape(count, 1, frames, 1, 1)
+    weight = (~given & ~clean[:, None]).float().reshape(count, 1, frames, 1, 1)
+    return Noised(noise + mix * (sample.latents - noise), t, sample.latents - noise, weight)
+
+
+def captions(sample: Sample, null_caption: Tensor) -> tuple[Tensor, Tensor]:
+    """Text [N*D, L, E] and mask [N*D, L] with the model's null caption where a chunk takes it."""
+    null = sample.null.reshape(-1, 1)
+    null_mask = (torch.arange(sample.text.shape[1]) < NULL_LENGTH).to(sample.text_mask)
+    text = torch.where(null[..., None], null_caption[: sample.text.shape[1]].to(sample.text), sample.text)
+    return text, torch.where(null, null_mask, sample.text_mask)
+
+
+def squared_errors(model: MagiDiT, layout: Layout, sample: Sample, noised: Noised) -> Tensor:
+    """Squared velocity error of every chunk, summed over its frames that carry loss and averaged over channels and pixels: [N, D].
+
+    Divide a sum of them by the same sum of ``noised.weight`` for the mean squared error.
+    """
+    chunks = len(layout.places)
+    _, _, frames, height, width = noised.x.shape
+    tokens = frames // chunks * (height // 2) * (width // 2)
+    text, mask = captions(sample, model.null_caption)
+    velocity = model(
+        noised.x,
+        noised.t,
+        text,
+        mask,
+        dropped=sample.dropped,
+        chunk_index=layout.places,
+        kv_range=[(start * tokens, end * tokens) for start, end in layout.reads],
+        step_embedding=None,
+        cache=None,
+        write_tokens=0,
+    )
+    error: Tensor = ((velocity.float() - noised.target) ** 2 * noised.weight).mean((1, 3, 4))
+    return error.reshape(len(error), chunks, -1).sum(2)

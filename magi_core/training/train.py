@@ -1,0 +1,78 @@
+"""``magi train``: magi-nano from nothing, in five stages: text encoder, VAE, clips as latents, DiT, export.
+
+A stage whose result is there already is skipped and an unfinished one goes on, so the same call starts, resumes and finishes a run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from magi_core.config import PRESETS, config_document
+from magi_core.files import atomic_write
+from magi_core.model import MagiDiT
+from magi_core.text.encoder import T5TextEncoder
+from magi_core.text.special_tokens import SpecialTokens
+from magi_core.training.dataset import make_shards, open_clips
+from magi_core.training.dit import DiTSettings, averaged_model, start_dit, train_dit
+from magi_core.training.text import TextTraining, train_text
+from magi_core.training.vae import VAETraining, train_vae
+from magi_core.vae import load_vae
+
+NANO = replace(PRESETS["nano"], load=".", vae_pretrained="vae", t5_pretrained="t5")
+WORK = "training"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What ``train`` makes; the defaults are those of the shipped magi-nano."""
+
+    world: str = "narrow"
+    """A name of ``worlds.WORLDS``."""
+    clips: int = 12_000
+    """Clips of three chunks in the training set."""
+    seed: int = 0
+    text: TextTraining = TextTraining()  # noqa: RUF009 - frozen
+    vae: VAETraining = VAETraining()  # noqa: RUF009 - frozen
+    dit: DiTSettings = DiTSettings(steps=5000)  # noqa: RUF009 - frozen
+
+
+def train(out: Path, settings: Training = Training()) -> None:
+    """Make a whole magi-nano in the folder ``out``, going on from what is there.
+
+    ``out`` becomes a model folder (config.json, inference_weight/, vae/, t5/, special_tokens.npz); states, clips, losses and the loss
+    curve are in ``out``/training. Raises MagiError where something there is damaged.
+    """
+    work = out / WORK
+    if not (out / "t5" / "config.json").is_file() or not (out / "special_tokens.npz").is_file():
+        log.info("text: accuracy %s", train_text(out, settings.text))
+    if not (out / "vae" / "config.json").is_file():
+        work.mkdir(parents=True, exist_ok=True)
+        train_vae(out / "vae", work, settings.vae)
+    make_shards(work / "clips", load_vae(out / "vae"), settings.world, settings.clips, settings.seed)
+    encoder = T5TextEncoder(out / "t5", max_length=NANO.dit.caption_max_length)
+    special = SpecialTokens.load(out / "special_tokens.npz", NANO.dit.caption_channels)
+    clips = open_clips(work / "clips", encoder, special)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    export(train_dit(NANO.dit, clips, work, settings.dit, device), out)
+
+
+def export(model: MagiDiT, out: Path) -> None:
+    """Write the DiT's weights (float16, public names) and config.json to a model folder."""
+    tensors = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in model.state_dict().items()}
+    with atomic_write(out / "inference_weight" / "model.safetensors") as path:
+        save_file(tensors, path, {"format": "pt"})
+    with atomic_write(out / "config.json") as path:
+        path.write_text(json.dumps(config_document(NANO), indent=2) + "\n", encoding="utf-8")
+
+
+def export_state(run: Path, out: Path, settings: DiTSettings) -> None:
+    """Write the DiT of an unfinished run in the folder ``run`` (an ``out`` of ``train``) to the model folder ``out``."""
+    export(averaged_model(start_dit(NANO.dit, run / WORK, settings), NANO.dit), out)
