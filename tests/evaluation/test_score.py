@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 from magi_core.errors import MagiError
 from magi_core.evaluation.cases import Case, Request, build_cases
+from magi_core.evaluation.generate import model_generator
 from magi_core.evaluation.intervals import Median, Share
 from magi_core.evaluation.report import write_report
 from magi_core.evaluation.score import Scores, ScoreSettings, measure, score
@@ -128,3 +130,20 @@ def test_intervals() -> None:
     assert Share.of([True, None, False]) == Share(1, 2)
     median = Median.of([float(value) for value in range(101)])
     assert median.value == 50 and 35 < median.low < 50 < median.high < 65
+
+
+def test_a_model_is_asked_through_the_pipeline() -> None:
+    asked: list[tuple] = []
+
+    class Recorder:
+        def generate(self, storyboard, *, image, video, wishes, seed):
+            asked.append((storyboard, image, video, seed))
+            return [SimpleNamespace(frames=np.full((24, 64, 64, 3), seed + k, np.uint8)) for k in range(2)]
+
+    prefix = np.zeros((24, 64, 64, 3), np.uint8)
+    frames = model_generator(Recorder())(
+        [Request(("it falls", "it stops"), 3), Request(("it falls", "it stops"), 9, prefix=prefix)]
+    )
+    assert [video.shape for video in frames] == [(48, 64, 64, 3)] * 2 and frames[1][0, 0, 0, 0] == 9
+    assert [(shot.prompt, shot.seconds) for shot in asked[0][0].shots] == [("it falls", 1.0), ("it stops", 1.0)]
+    assert asked[0][2] is None and asked[1][2] is prefix and [seed for *_, seed in asked] == [3, 9]
