@@ -54,10 +54,7 @@ def dispatch(model: MagiDiT, sampling: Sampling, window: Window, cache: KVCache)
     ``cache`` holds what kv_chunks names before first_chunk, and receives write_chunks. The slot of an ``extra`` chunk holds nothing of
     use: x, or the model's velocity where the distilled model is nearly clean (as in the reference, spec 14.16).
     """
-    if sampling.cfg_number == 1:
-        velocity = _distilled(model, window, cache)
-    else:
-        velocity = _guided(model, sampling, window, cache)
+    velocity = _distilled(model, window, cache) if sampling.cfg_number == 1 else _guided(model, sampling, window, cache)
     if window.extra and not (sampling.cfg_number == 1 and window.near_clean):
         velocity[:, 0] = _by_chunk(window)[:, 0]
     return velocity.flatten(1, 2)[None]

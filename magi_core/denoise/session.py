@@ -1,0 +1,325 @@
+"""A session: one video being denoised chunk by chunk, that can be stepped, stopped, stored and extended (spec 8).
+
+Notable:
+- The whole sampler is ``chunks`` and ``step``.
+- Memory does not grow with the length of the video: kept are the chunks in flight, the keys and values that later steps read, and the few
+  clean chunks that a continuation would start from. (Settings that let every chunk see all before it keep all of them.)
+- Two ways to go on. While every window slot is filled, ``add`` makes the plan longer as if it had been so from the start. Once a slot
+  was left empty the window runs dry first; what is planned then starts a new run that reads the clean chunks again, as a new session
+  does which is given those latents as prefix. Both are exact to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from magi_core.config import Sampling
+from magi_core.denoise.guidance import Window, dispatch, remember
+from magi_core.denoise.noise import check_seed, chunk_noise
+from magi_core.denoise.schedule import Schedule, Step, first_new_frame, kv_chunks, prefix_kv_length, step_embedding
+from magi_core.denoise.state import Position, SessionState
+from magi_core.errors import MagiError
+from magi_core.model import KVCache, MagiDiT
+from magi_core.text.caption import Caption
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkCondition:
+    """What one chunk is asked to show."""
+
+    caption: Caption
+    """The prompt with its special tokens in front."""
+    keyframe: Tensor | None = None
+    """Latent image [1, C, 1, H, W], scaled: the chunk's first latent frame, held clean while the rest is denoised."""
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedChunk:
+    """A clean chunk."""
+
+    index: int
+    """Place in the video; the prefix's chunks count."""
+    latents: Tensor
+    """[1, C, t, H, W] float32, scaled; t is chunk_width, less where the prefix ends within the chunk."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a session is."""
+
+    steps: int
+    """Denoise steps done."""
+    total: int
+    """Denoise steps until all that is planned is clean."""
+    chunks: Mapping[int, int]
+    """Of the chunks in flight: steps done, out of num_steps."""
+
+
+class Session:
+    """Denoises a growing plan of chunks. ``add`` conditions, then take finished chunks from ``chunks``."""
+
+    def __init__(
+        self,
+        model: MagiDiT,
+        sampling: Sampling,
+        *,
+        height: int,
+        width: int,
+        seed: int,
+        null: Caption,
+        prefix: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> None:
+        """height, width: of the latents. null: what unguided passes are told. seed: 0 .. 2**64 - 1, see ``chunk_noise``.
+
+        prefix: scaled latents [1, C, P, H, W] of what is continued, of any length; P = 1 is a first image, which becomes the first
+        frame of the video that comes out. Whole chunks of it shift the numbering: the first new chunk is number P // chunk_width.
+        noise: noise of the whole video [1, C, T, H, W], in place of the seed's. Raises MagiError for what does not fit.
+        """
+        self.model, self.sampling, self.schedule = model, sampling, Schedule.of(sampling)
+        self.height, self.width, self.seed = height, width, check_seed(seed)
+        self._check_size()
+        self.null = self._caption(null)
+        self.noise = None if noise is None else self._latents("the noise", noise)
+        parts = () if prefix is None else self._latents("the prefix", prefix).split(sampling.chunk_width, dim=2)
+        self.prefix_frames = sum(part.shape[2] for part in parts)
+        offset = self.prefix_frames // sampling.chunk_width
+        first = self.schedule.first_prefix_chunk(offset, model.config.num_layers)
+        clean = {chunk: parts[chunk].clone() for chunk in range(first, offset)}
+        held = {offset: part.clone() for part in parts[offset:]}
+        self.state = SessionState(
+            Position(offset, offset, offset * self.schedule.stage_steps), {}, held, {}, clean, None
+        )
+
+    # What happens
+
+    def chunks(self, *, drain: bool = True) -> Iterator[FinishedChunk]:
+        """Denoise what is planned; give each chunk as soon as it is clean.
+
+        drain=False stops where the next stage would leave a window slot empty, with chunks in flight (and the window of 1 before it
+        counts as dry): what is added then goes on as if it had been planned from the start.
+        """
+        while not self.done and (drain or not self.starved):
+            finished = self.step(drain=drain)
+            if finished is not None:
+                yield finished
+        if drain:
+            self.state = self._dry(self.state)
+
+    def run(self, *, drain: bool = True) -> list[FinishedChunk]:
+        """All that ``chunks`` gives."""
+        return list(self.chunks(drain=drain))
+
+    @torch.no_grad()
+    def step(self, *, drain: bool = True) -> FinishedChunk | None:
+        """One denoise step of every chunk in flight; the chunk that it finished, if any. Interrupted, it changes nothing.
+
+        Raises MagiError when all that is planned is done, or, with drain=False, when a window slot would be left empty.
+        """
+        if self.done or (self.starved and not drain):
+            raise MagiError("the plan is exhausted; add chunks to the session before the next step")
+        state = self.state
+        cache = self._read_clean_chunks(state) if state.cache is None else state.cache
+        position = replace(state.position, drain_at=state.position.end) if self.starved else state.position
+        now = self.schedule.step(position.offset, position.end, position.clock)
+
+        x = torch.cat([self._input(state, chunk) for chunk in now.chunks], dim=2)
+        velocity = dispatch(self.model, self.sampling, self._window(state, now, x), cache)
+        before, after = (torch.tensor([self.schedule.times[s + i] for s in now.steps], device=x.device) for i in (0, 1))
+        frames = (after - before).repeat_interleave(self.sampling.chunk_width)[:, None, None]
+        x = x + velocity[:, :, -x.shape[2] :] * frames
+
+        position = replace(position, clock=position.clock + 1, steps_done=position.steps_done + 1)
+        latents = dict(zip(now.chunks, x.split(self.sampling.chunk_width, dim=2), strict=True))
+        state, finished = self._after(replace(state, position=position, in_flight=latents, cache=cache), now)
+        self.state = self._dry(state) if drain or position.drain_at is not None else state
+        cache.keep_from(self.schedule.first_read(position.offset, position.clock))
+        return finished
+
+    def add(self, conditions: Sequence[ChunkCondition]) -> range:
+        """Plan more chunks behind those planned; gives their numbers. Raises MagiError, and adds none, where one does not fit."""
+        first = self.state.position.planned
+        compact = {id(c.caption): self._caption(c.caption) for c in conditions}
+        captions = {first + i: compact[id(c.caption)] for i, c in enumerate(conditions)}
+        held = {
+            first + i: self._latents(f"the keyframe of chunk {first + i}", c.keyframe, frames=1)
+            for i, c in enumerate(conditions)
+            if c.keyframe is not None
+        }
+        for chunk in held.keys() & self.state.held.keys():
+            frames = self.state.held[chunk].shape[2]
+            raise MagiError(
+                f"chunk {chunk} already begins with {frames} frames of the image or clip that is continued; it cannot have a keyframe too"
+            )
+        if self.noise is not None and self.noise.shape[2] < (first + len(conditions)) * self.sampling.chunk_width:
+            raise MagiError(
+                f"the noise has {self.noise.shape[2]} latent frames; {first + len(conditions)} chunks of {self.sampling.chunk_width} are planned"
+            )
+        self.state = replace(
+            self.state,
+            position=replace(self.state.position, planned=first + len(conditions)),
+            captions={**self.state.captions, **captions},
+            held={**self.state.held, **held},
+        )
+        return range(first, first + len(conditions))
+
+    # How far it is
+
+    @property
+    def done(self) -> bool:
+        """All that is planned is clean."""
+        return self.state.position.steps_planned(self.schedule) == 0
+
+    @property
+    def starved(self) -> bool:
+        """The next stage would leave a window slot empty because no more chunks are planned."""
+        return self.state.position.starved(self.schedule)
+
+    @property
+    def progress(self) -> Progress:
+        position = self.state.position
+        steps = {chunk: position.clock - chunk * self.schedule.stage_steps for chunk in self.state.in_flight}
+        return Progress(position.steps_done, position.steps_done + position.steps_planned(self.schedule), steps)
+
+    # How it is done
+
+    def _read_clean_chunks(self, state: SessionState) -> KVCache:
+        """Keys and values of the clean chunks that the run depends on, one chunk after the other (spec 8.4.1)."""
+        position, cache = state.position, KVCache()
+        first = self.schedule.first_prefix_chunk(position.offset, self.model.config.num_layers)
+        read = self.schedule.first_read(position.offset, position.clock)
+        length = prefix_kv_length(self.sampling)
+        for chunk in range(first, position.offset):
+            start, end = kv_chunks(chunk, length)
+            window = Window(
+                x=state.clean[chunk],
+                times=(self.sampling.clean_t,),
+                text=(self.null,),
+                null=self.null,
+                first_chunk=chunk,
+                kv_chunks=((max(first, start), end),),
+                step_embedding=self._step_embedding(self.schedule.intervals[0]),
+            )
+            remember(self.model, self.sampling, window, cache)
+            cache.keep_from(min(read, kv_chunks(chunk + 1, length)[0]))
+        return cache
+
+    def _window(self, state: SessionState, now: Step, x: Tensor) -> Window:
+        """The chunks in flight x, behind the chunk that has just become clean where there is one (spec 8.4.2)."""
+        times = tuple(self.schedule.times[s] for s in now.steps)
+        text = tuple(state.captions[chunk] for chunk in now.chunks)
+        if now.extra:
+            clean = self._input(state, now.chunks.start - 1)
+            x, times, text = torch.cat([clean, x], dim=2), (self.sampling.clean_t, *times), (self.null, *text)
+        return Window(
+            x=x,
+            times=times,
+            text=text,
+            null=self.null,
+            first_chunk=now.chunks.start - now.extra,
+            kv_chunks=now.kv_chunks,
+            extra=now.extra,
+            near_clean=now.near_clean,
+            step_embedding=self._step_embedding(now.interval),
+            write_chunks=int(now.extra),
+        )
+
+    def _after(self, state: SessionState, now: Step) -> tuple[SessionState, FinishedChunk | None]:
+        """Take the leftmost chunk out if it is clean now, and let go of what no later step needs."""
+        finished, oldest = None, now.chunks.start
+        clean, in_flight = dict(state.clean), dict(state.in_flight)
+        if now.steps[0] == self.sampling.num_steps - 1:
+            latents = in_flight.pop(oldest)
+            skip = first_new_frame(oldest, self.prefix_frames, self.sampling.chunk_width)
+            finished = FinishedChunk(oldest, latents[:, :, skip:].clone())
+            clean[oldest] = (
+                torch.cat([state.held[oldest][:, :, :skip], finished.latents], dim=2) if skip else latents.clone()
+            )
+            oldest += 1
+        position = state.position
+        keep = min(oldest - 1, self.schedule.first_prefix_chunk(position.end, self.model.config.num_layers))
+        state = replace(
+            state,
+            captions=_from(oldest, state.captions),
+            held=_from(oldest - 1, state.held),
+            in_flight=in_flight,
+            clean=_from(keep, clean),
+        )
+        return state, finished
+
+    def _dry(self, state: SessionState) -> SessionState:
+        """Where the run is over: the start of the next one, which reads the clean chunks as a new session reads its prefix."""
+        position = state.position
+        if position.steps_left(self.schedule) or position.offset == position.end:
+            return state
+        return replace(
+            state, position=position.next_run(self.schedule), held=_from(position.end, state.held), cache=None
+        )
+
+    def _input(self, state: SessionState, chunk: int) -> Tensor:
+        """What the model is shown of a chunk: its latents, or noise, behind the frames that are held (spec 8.4.4)."""
+        latents = state.in_flight.get(chunk, state.clean.get(chunk))
+        if latents is None:
+            latents = self._noise_of(chunk)
+        held = state.held.get(chunk)
+        return latents if held is None else torch.cat([held, latents[:, :, held.shape[2] :]], dim=2)
+
+    def _noise_of(self, chunk: int) -> Tensor:
+        width = self.sampling.chunk_width
+        if self.noise is not None:
+            return self.noise[:, :, chunk * width : (chunk + 1) * width]
+        shape = (1, self.model.config.latent_channels, width, self.height, self.width)
+        return chunk_noise(self.seed, chunk, shape).to(self._device)
+
+    def _step_embedding(self, interval: int) -> float | None:
+        return step_embedding(self.sampling.num_steps, interval) if self.model.config.distill else None
+
+    # What is allowed
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.null_caption.device
+
+    def _check_size(self) -> None:
+        patch = self.model.config.patch_size
+        for name, size in (("height", self.height), ("width", self.width)):
+            if size % patch or size < 2 * patch:
+                raise MagiError(f"the latent {name} is {size}; it must be a multiple of {patch}, at least {2 * patch}")
+
+    def _caption(self, caption: Caption) -> Caption:
+        """Its real tokens, on the model's device; the mask stays on the CPU, where the model counts it."""
+        channels = self.model.config.caption_channels
+        if caption.channels != channels or not caption.embedding.isfinite().all():
+            raise MagiError(
+                f"a caption is {caption.channels} wide or holds values that are not finite; this model takes finite captions, {channels} wide"
+            )
+        real = caption.compact()
+        return Caption(real.embedding.to(self._device, torch.float32), real.mask.cpu())
+
+    def _latents(self, name: str, latents: Tensor, frames: int | None = None) -> Tensor:
+        """On the model's device in float32."""
+        expected = [1, self.model.config.latent_channels, frames or "any number", self.height, self.width]
+        shape = list(latents.shape)
+        if (
+            len(shape) != 5
+            or 0 in shape
+            or any(a != b for a, b in zip(shape, expected, strict=True) if b != "any number")
+        ):
+            raise MagiError(
+                f"{name} has the shape {shape}; expected latents {expected}: batch, channels, frames, height, width"
+            )
+        if not latents.isfinite().all():
+            raise MagiError(f"{name} holds values that are not finite; encode the image or clip again")
+        return latents.to(self._device, torch.float32)
+
+
+def _from(first: int, by_chunk: Mapping[int, T]) -> dict[int, T]:
+    """The entries of chunks from ``first`` on."""
+    return {chunk: value for chunk, value in by_chunk.items() if chunk >= first}

@@ -1,0 +1,75 @@
+"""Where a session stands: everything that changes from step to step, as values.
+
+A step makes a new state and puts it in the old one's place, so a step that is interrupted changes nothing. (Only the KV cache is
+written in place: with what the repeated step will write again.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from magi_core.denoise.schedule import Schedule
+from magi_core.model import KVCache
+from magi_core.text.caption import Caption
+
+
+@dataclass(frozen=True)
+class Position:
+    """The place in the schedule. Chunks count from the first of the video."""
+
+    offset: int
+    """First chunk of the present run: all before were clean when it began."""
+    planned: int
+    """End of the plan."""
+    clock: int
+    """See ``schedule``; the run began at offset * k."""
+    drain_at: int | None = None
+    """Set when a window slot was left empty: the run ends before this chunk, and what is planned from there on is the next run's."""
+    steps_done: int = 0
+    """Over all runs."""
+
+    @property
+    def end(self) -> int:
+        """End of the present run."""
+        return self.planned if self.drain_at is None else self.drain_at
+
+    def steps_left(self, schedule: Schedule) -> int:
+        """Of the present run."""
+        return _run_steps(schedule, self.end - self.offset) - (self.clock - self.offset * schedule.stage_steps)
+
+    def steps_planned(self, schedule: Schedule) -> int:
+        """Still to do, the next run included."""
+        return self.steps_left(schedule) + _run_steps(schedule, self.planned - self.end)
+
+    def starved(self, schedule: Schedule) -> bool:
+        """Whether the next stage wants a chunk that is not planned, and no slot was left empty before."""
+        number, j = divmod(self.clock, schedule.stage_steps)
+        return self.drain_at is None and j == 0 and number >= self.planned
+
+    def next_run(self, schedule: Schedule) -> Position:
+        """Behind the last chunk of the present run, whose chunks are the next one's prefix."""
+        clock = self.end * schedule.stage_steps
+        return replace(self, offset=self.end, clock=clock, drain_at=None)
+
+
+def _run_steps(schedule: Schedule, chunks: int) -> int:
+    return (chunks - 1) * schedule.stage_steps + schedule.sampling.num_steps if chunks else 0
+
+
+@dataclass(frozen=True, eq=False)
+class SessionState:
+    """Mappings go by chunk. Latents are [1, C, chunk_width, H, W] float32."""
+
+    position: Position
+    captions: Mapping[int, Caption]
+    """Of chunks that are planned and not clean yet."""
+    held: Mapping[int, Tensor]
+    """Leading frames [1, C, f, H, W] that are put back before every pass: the prefix's last, incomplete chunk, an image, a keyframe."""
+    in_flight: Mapping[int, Tensor]
+    clean: Mapping[int, Tensor]
+    """The newest clean chunks, as the video shows them: as many as a run after this one depends on."""
+    cache: KVCache | None
+    """None until the clean chunks before the run have been read."""
