@@ -28,11 +28,13 @@ from magi_core.text.special_tokens import PromptTokens, SpecialTokens
 from magi_core.training.captions import caption
 from magi_core.training.objective import LAYOUTS, Sample
 from magi_core.training.worlds import WORLDS, render, sample_clip
-from magi_core.vae import Tiling, ViTVAE, encode_tiled, frames_to_video
+from magi_core.vae import ViTVAE, frames_to_video
 
 CHUNKS = 3
 WORDINGS = 4
 SHARD = 1000
+ENCODED_TOGETHER = 16
+WINDOW = 4  # frames of a latent frame
 
 log = logging.getLogger(__name__)
 
@@ -49,20 +51,28 @@ def make_shards(folder: Path, vae: ViTVAE, world: str, clips: int, seed: int) ->
 def write_shard(path: Path, vae: ViTVAE, world: str, indices: Sequence[int], seed: int) -> None:
     """Write the clips ``indices`` of a world (a name of ``WORLDS``) to one file."""
     latents, wordings, images = [], [], []
-    for index in indices:
-        rng = np.random.default_rng([seed, index])
-        clip = sample_clip(WORLDS[world], CHUNKS, rng)
-        wordings.append([[caption(clip, chunk, rng) for chunk in range(CHUNKS)] for _ in range(WORDINGS)])
-        images.append(clip.hold > 0)
-        video = frames_to_video(torch.from_numpy(render(clip)))
-        with torch.no_grad():
-            latents.append(encode_tiled(vae, video, Tiling(frames=4)).half())
-    stacked = torch.stack(
-        [clip.reshape(clip.shape[1], CHUNKS, -1, *clip.shape[3:]).transpose(0, 1) for clip in latents]
-    ).contiguous()
+    for first in range(0, len(indices), ENCODED_TOGETHER):
+        videos = []
+        for index in indices[first : first + ENCODED_TOGETHER]:
+            rng = np.random.default_rng([seed, index])
+            clip = sample_clip(WORLDS[world], CHUNKS, rng)
+            videos.append(frames_to_video(torch.from_numpy(render(clip))))
+            wordings.append([[caption(clip, chunk, rng) for chunk in range(CHUNKS)] for _ in range(WORDINGS)])
+            images.append(clip.hold > 0)
+        latents.append(encode_windows(vae, torch.cat(videos)).half())
+    stacked = torch.cat(latents)
     metadata = {"captions": json.dumps(wordings), "world": world, "seed": str(seed)}
     with atomic_write(path) as temporary:
         save_file({"latents": stacked, "image": torch.tensor(images)}, temporary, metadata)
+
+
+def encode_windows(vae: ViTVAE, video: Tensor) -> Tensor:
+    """Video [N, 3, T, H, W] in -1..1 -> latents [N, chunks, C, F, H/8, W/8], each latent frame encoded from its own 4 frames."""
+    count, colours, _, height, width = video.shape
+    windows = video.reshape(count, colours, -1, WINDOW, height, width).transpose(1, 2).flatten(0, 1)
+    with torch.no_grad(), torch.autocast(video.device.type, torch.bfloat16):
+        latents = vae.encode(windows).squeeze(2).float()  # [N * T/4, C, h, w]
+    return latents.reshape(count, CHUNKS, -1, *latents.shape[1:]).transpose(2, 3).contiguous()
 
 
 @dataclass(frozen=True, eq=False)
