@@ -1,0 +1,1 @@
+"""Checkpoints: find, check, read, convert and load weights."""

@@ -111,7 +111,8 @@ def check(source: str | Path, deep: bool = False, *, cache: Path | None = None) 
     """Look at the model that ``source`` names (see ``find_checkpoint``).
 
     ``deep``: also read every value of the transformer and report NaN and Inf (unpacks ``.zst`` shards, into ``cache`` if given).
-    Damaged or unfitting weights become ``problems``; MagiError is raised only where ``source`` names no model at all.
+    Unfitting weights become ``problems``; MagiError is raised where ``source`` names no model, or one without a configuration
+    whose tensors do not make up a MAGI-1 DiT. A changed bit inside the weights cannot be seen: the format has no checksums.
     """
     files = find_checkpoint(source)
     parts, problems = [], []

@@ -1,9 +1,9 @@
 """The header of a safetensors file: what tensors it holds, read and checked without touching the data.
 
 A safetensors file is an 8-byte little-endian length, that many bytes of JSON (name -> dtype, shape, byte range; and
-``__metadata__``), then the data without gaps. We read the header ourselves because it is also needed where the safetensors
-package cannot look (inside a ``.zst`` stream) and where it cannot write (a file larger than memory). Everything a damaged or
-hostile header can claim is checked here, before anything is allocated.
+``__metadata__``), then the data without gaps. We read it ourselves because the safetensors package cannot look into a ``.zst``
+stream, cannot write a file larger than memory, and maps a whole file at once, which a 48 GB one may not allow. Everything a
+damaged or hostile header can claim is checked here, before anything is allocated.
 """
 
 from __future__ import annotations
@@ -66,9 +66,10 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """A checked header: tensors by name, the file's metadata, and the size in bytes the whole file must have."""
+    """A checked header: tensors by name, where their data start in the file, its metadata, and the size it must have."""
 
     tensors: Mapping[str, TensorInfo]
+    positions: Mapping[str, int]
     metadata: Mapping[str, str]
     file_size: int
 
@@ -92,17 +93,17 @@ def read_header(stream: BinaryIO, path: Path) -> Header:
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise _damaged(path, "its metadata is not a table of texts")
     tensors = {}
-    ranges = []
+    ranges = {}
     require_plain_names(entries, path)
     for name, entry in entries.items():
-        tensors[name], byte_range = _read_entry(name, entry, path)
-        ranges.append(byte_range)
+        tensors[name], ranges[name] = _read_entry(name, entry, path)
     data_size = 0
-    for start, end in sorted(ranges):
+    for start, end in sorted(ranges.values()):
         if start != data_size:
             raise _damaged(path, f"the tensors' byte ranges overlap or leave a gap at byte {min(start, data_size)}")
         data_size = end
-    return Header(tensors, metadata, 8 + length + data_size)
+    positions = {name: 8 + length + start for name, (start, _) in ranges.items()}
+    return Header(tensors, positions, metadata, 8 + length + data_size)
 
 
 def parse_json_object(raw: bytes, path: Path) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+import numpy as np
+import torch
 from torch import Tensor
 
 from magi_core.checkpoint.header import (
@@ -93,18 +94,26 @@ def read_tensors(
     """
     for shard in weights.shards:
         plain = unpack(shard.path, shard.header, cache) if shard.path.suffix == ".zst" else shard.path
-        try:
-            with safe_open(plain, framework="pt") as file:
-                for name, info in shard.header.tensors.items():
-                    if itemsize is None or info.dtype.itemsize == itemsize:
-                        yield name, file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise MagiError(f"cannot read {plain}: {error}. Download or copy the file again") from error
+        for name, info in shard.header.tensors.items():
+            if itemsize is None or info.dtype.itemsize == itemsize:
+                yield name, _map_tensor(plain, shard.header.positions[name], info)
 
 
 def weights_exist(folder: Path) -> bool:
     """Whether ``open_weights(folder)`` would find something to open."""
     return any((folder / name).is_file() for name in (INDEX_NAME, SINGLE_NAME, f"{SINGLE_NAME}.zst"))
+
+
+def _map_tensor(file: Path, position: int, info: TensorInfo) -> Tensor:
+    """One tensor, mapped copy-on-write: read from disk when used, and never written back."""
+    if not info.nbytes:
+        return torch.empty(info.shape, dtype=info.dtype)
+    try:
+        data = torch.from_numpy(np.memmap(file, np.uint8, "c", position, (info.nbytes,)))
+    except (OSError, ValueError) as error:
+        raise MagiError(f"cannot read {file}: {error}. Download or copy the file again") from error
+    aligned = data.clone() if position % info.dtype.itemsize else data
+    return aligned.view(info.dtype).reshape(info.shape)
 
 
 def _weights_in(folder: Path) -> Path:

@@ -20,7 +20,6 @@ from magi_core.config import PRESETS, DiTConfig, MagiConfig, config_document
 from magi_core.errors import MagiError
 from magi_core.golden import Golden
 from magi_core.memory.estimate import estimate_memory, past_chunks
-
 from tests.checkpoint.tiny import compress, random_tensors, write_shards
 
 
