@@ -13,13 +13,13 @@ import numpy as np
 
 from magi_core.errors import MagiError
 from magi_core.training.captions import caption
+from magi_core.training.shapes import Frames
 from magi_core.training.worlds import (
     CHUNK_FRAMES,
     DIRECTIONS,
     IMAGE_FRAMES,
     WORLDS,
     Clip,
-    Frames,
     Phase,
     World,
     render,

@@ -10,7 +10,7 @@ from magi_core.evaluation.cases import Request
 from magi_core.evaluation.score import Generator
 from magi_core.pipeline import Magi, Wishes
 from magi_core.storyboard import Shot, Storyboard
-from magi_core.training.worlds import Frames
+from magi_core.training.shapes import Frames
 
 
 def model_generator(magi: Magi, wishes: Wishes | None = None) -> Generator:

@@ -15,7 +15,8 @@ from magi_core.evaluation.cases import Case
 from magi_core.evaluation.intervals import Median, Share
 from magi_core.evaluation.score import Scores
 from magi_core.files import atomic_write
-from magi_core.training.worlds import CHUNK_FRAMES, Frames, render
+from magi_core.training.shapes import Frames
+from magi_core.training.worlds import CHUNK_FRAMES, render
 
 SHARE_GOALS: dict[str, dict[str, float]] = {
     "text to video, first chunk": {"colour": 0.95, "shape": 0.85, "direction": 0.80, "strict": 0.60},
@@ -72,7 +73,7 @@ def markdown(scores: Scores) -> str:
         "",
         f"- One object, whole inside the frame: {_share(scores.whole, WHOLE_GOAL)}",
         f"- Something wraps around the border: {_share(scores.wraps, None)}",
-        f"- Time: {scores.seconds_per_chunk:.2f} s per chunk, {scores.settings.batch} videos at once",
+        f"- Time: {scores.seconds_per_chunk:.2f} s per chunk",
         "",
         "Each figure: value [95 % interval] (n; goal). World "
         f"'{scores.settings.world}', seed {scores.settings.seed}, wordings and seeds that training never sees.",

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magi_core.training.captions import WORDINGS, caption, caption_clip, describe
-from magi_core.training.worlds import COLOURS, FULL, NARROW, SHAPES, Clip, Phase, sample_clip
+from magi_core.training.shapes import COLOURS, SHAPES
+from magi_core.training.worlds import FULL, NARROW, Clip, Phase, sample_clip
 
 SEEDS = st.integers(0, 2**32 - 1)
 STORY = Clip(

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from magi_core.training.shapes import Floats, bounds, draw
 from magi_core.training.worlds import (
     BOUNCE_SPEEDUP,
     CHUNK_FRAMES,
@@ -18,10 +19,7 @@ from magi_core.training.worlds import (
     NARROW,
     RESTITUTION,
     Clip,
-    Floats,
     Phase,
-    bounds,
-    draw,
     render,
     room,
     sample_clip,
