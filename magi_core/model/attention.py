@@ -87,10 +87,10 @@ class Attention(nn.Module):
         self.q_layernorm_xattn, self.k_layernorm_xattn = head_norm(dtype), head_norm(dtype)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        q, qx, k, v = (part.flatten(0, 1).unflatten(-1, (-1, self.head_dim)) for part in self.linear_qkv(x))
+        q, qx, k, v = (part.view(x.shape[0] * x.shape[1], -1, self.head_dim) for part in self.linear_qkv(x))
         seen = self._self_attention(q, k, v, context)
         read = self._cross_attention(qx, context)
-        slices = [part.flatten(1).unflatten(1, (MERGE_SLICES, -1)) for part in (seen, read)]
+        slices = [part.reshape(len(part), MERGE_SLICES, -1) for part in (seen, read)]
         return self._project(torch.stack(slices, dim=2).flatten(1)).view_as(x)
 
     def _self_attention(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:

@@ -67,7 +67,7 @@ class MagiDiT(nn.Module):
         y: Tensor,
         y_mask: Tensor,
         *,
-        dropped: bool | Sequence[bool] | Tensor,
+        dropped: bool | Tensor,
         chunk_index: Sequence[int],
         kv_range: Sequence[tuple[int, int]],
         step_embedding: float | None = None,
@@ -78,9 +78,10 @@ class MagiDiT(nn.Module):
 
         t [N, D]: time of every chunk, 0 noise .. 1 clean. y [N*D, L, caption_channels], y_mask [N*D, L]: caption of every
         chunk; only tokens whose mask is not 0 are read (a mask on the CPU spares a device synchronisation).
-        dropped: whether the gates are told "no caption": for all, for each item, or [N, D] for each chunk. chunk_index (D): place of each chunk in
-        the video. kv_range (D): tokens [start, end) that each chunk sees, counted from the video's first token with a cache,
-        else from the first token of x. step_embedding: the distilled model's step size (spec 3.5).
+        dropped: whether the gates are told "no caption": for all chunks, or a bool tensor that broadcasts to [N, D].
+        chunk_index (D): place of each chunk in the video. kv_range (D): tokens [start, end) that each chunk sees, counted
+        from the video's first token with a cache, else from the first token of x. step_embedding: the distilled model's
+        step size (spec 3.5).
         cache: earlier chunks (then N is 1 and chunk_index counts up by one); the first write_tokens of the current tokens,
         whole chunks, are stored in it. Raises MagiError for sizes that do not fit.
         """
@@ -94,8 +95,7 @@ class MagiDiT(nn.Module):
             raise MagiError(
                 f"kv_range is {list(kv_range)}; every [start, end) must lie within the {seen} tokens there are"
             )
-        flags = torch.as_tensor(dropped, device=x.device)
-        flags = (flags[:, None] if flags.ndim == 1 else flags).expand(n, chunks)
+        flags = dropped if isinstance(dropped, Tensor) else torch.full((1, 1), dropped, device=x.device)
         text, text_lengths = _pack(y, y_mask)
 
         with torch.autocast(x.device.type, enabled=False):
@@ -103,7 +103,7 @@ class MagiDiT(nn.Module):
             if config.half_channel_vae:
                 scaled = torch.cat([scaled, scaled], dim=1)
             hidden = self.x_embedder(scaled).reshape(n * chunks, tokens, -1)
-            condition = self.t_embedder(t) + self.y_embedder.condition(flags)
+            condition = self.t_embedder(t) + self.y_embedder.condition(flags.expand(n, chunks))
             if step_embedding is not None:
                 condition = condition + self.t_embedder(t.new_full((1,), step_embedding))
             text = self.y_embedder.text(text.float())
