@@ -80,6 +80,7 @@ def encode_tiled(vae: ViTVAE, video: Tensor, tiling: Tiling) -> Tensor:
     Raises MagiError where height and width are no multiples of the patch, a tile would have a length that is neither 1 nor a
     multiple of the patch, or the tiling does not fit the patch.
     """
+    vae.check_frames(video)
     latent_window = _latent_window(tiling, vae.config)
     strides = _strides(tiling.window, tiling.overlaps)
     _check_length(video.shape[TIME], tiling.frames, strides[0], vae.config.patch_length)

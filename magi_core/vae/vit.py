@@ -8,6 +8,8 @@ Shapes: B batch, C latent channels, T H W positions of the latent grid, L = 1 + 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,22 +21,37 @@ HEAD_NORM_EPS = 1e-5
 """Added to the standard deviation (not to the variance) where queries, keys and values are normalised."""
 
 
+def normalise_heads(x: Tensor) -> Tensor:
+    """(x - mean) / (std + 1e-5) over the last dimension, with the population's std.
+
+    PyTorch's fused kernel divides by the std alone; what the epsilon changes is multiplied in afterwards (without a gradient,
+    which would be of the order of 1e-5).
+    """
+    normalised, _, inverse_std = torch.native_layer_norm(x, x.shape[-1:], None, None, 1e-20)
+    return normalised * (1 / (1 + HEAD_NORM_EPS * inverse_std)).to(x.dtype)
+
+
 class Attention(nn.Module):
-    """Full softmax attention over all tokens; [B, L, E] to [B, L, E]."""
+    """Full softmax attention over all tokens; [B, L, E] to [B, L, E].
+
+    ``attend`` maps q, k, v [B, heads, L, d] to [B, heads, L, d]; training may put another kernel there.
+    """
+
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor]
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.heads, self.normalise = config.num_heads, config.ln_in_attn
         self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim, bias=config.qkv_bias)
         self.proj = nn.Linear(config.embed_dim, config.embed_dim)
+        self.attend = F.scaled_dot_product_attention
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
         if self.normalise:
-            variance, mean = torch.var_mean(qkv, dim=-1, correction=0, keepdim=True)
-            qkv = (qkv - mean) / (variance.sqrt() + HEAD_NORM_EPS)
+            qkv = normalise_heads(qkv)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.proj(self.attend(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class MLP(nn.Module):
@@ -77,7 +94,7 @@ class Transformer(nn.Module):
         if grid == self.grid:
             return self.pos_embed
         cls, native = self.pos_embed[:, :1], self.pos_embed[:, 1:]
-        native = native.mT.unflatten(-1, self.grid).float()
+        native = native.mT.reshape(1, -1, *self.grid).float()
         resized = F.interpolate(native, size=grid, mode="trilinear", align_corners=False)
         return torch.cat([cls, resized.flatten(2).mT.to(cls.dtype)], dim=1)
 
@@ -157,9 +174,12 @@ class ViTVAE(nn.Module):
 
     def moments(self, video: Tensor) -> Tensor:
         """Mean and log variance [N, 2C, T, H, W] of one window [N, 3, T, H, W] in -1..1; see ``encode`` for the sizes."""
-        self._check_video(video)
-        if video.shape[2] == 1:  # the image rule: a still window, of which one latent frame is kept
-            video = video.expand(-1, -1, self.config.patch_length, -1, -1)
+        self.check_frames(video)
+        frames, length = video.shape[2], self.config.patch_length
+        if frames != 1 and (frames % length or not frames):
+            raise MagiError(f"a window of {frames} frames does not fit the VAE; give 1 frame or a multiple of {length}")
+        if frames == 1:  # the image rule: a still window, of which one latent frame is kept
+            video = video.expand(-1, -1, length, -1, -1)
         return self.encoder(video.to(self._dtype))  # type: ignore[no-any-return]
 
     def encode(self, video: Tensor) -> Tensor:
@@ -184,20 +204,23 @@ class ViTVAE(nn.Module):
         return self.decoder(latent.to(self._dtype))  # type: ignore[no-any-return]
 
     @property
+    def device(self) -> torch.device:
+        return self.decoder.proj_in.weight.device
+
+    @property
     def _dtype(self) -> torch.dtype:
         return self.decoder.proj_in.weight.dtype
 
-    def _check_video(self, video: Tensor) -> None:
+    def check_frames(self, video: Tensor) -> None:
+        """Raise MagiError unless ``video`` is [N, 3, T, H, W] with height and width that are multiples of patch_size."""
         if video.ndim != 5 or video.shape[1] != 3:
             raise MagiError(f"video of shape {tuple(video.shape)} does not fit the VAE; it must be [N, 3, T, H, W]")
-        t, h, w = video.shape[2:]
-        size, length = self.config.patch_size, self.config.patch_length
+        h, w = video.shape[3:]
+        size = self.config.patch_size
         if h % size or w % size or not h or not w:
             raise MagiError(
                 f"frames of {w}x{h} pixels do not fit the VAE; width and height must be multiples of {size}"
             )
-        if t != 1 and (t % length or not t):
-            raise MagiError(f"a window of {t} frames does not fit the VAE; give 1 frame or a multiple of {length}")
 
 
 def _volume(grid: tuple[int, int, int]) -> int:
