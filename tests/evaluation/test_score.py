@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from magi_core.config import PRESETS
 from magi_core.errors import MagiError
 from magi_core.evaluation.cases import Case, Request, build_cases
-from magi_core.evaluation.generate import model_generator
+from magi_core.evaluation.generator import generator_of
 from magi_core.evaluation.intervals import Median, Share
 from magi_core.evaluation.report import write_report
 from magi_core.evaluation.score import Scores, ScoreSettings, measure, score
@@ -137,12 +138,12 @@ def test_a_model_is_asked_through_the_pipeline() -> None:
     asked: list[tuple] = []
 
     class Recorder:
-        def generate(self, storyboard, *, image, video, wishes, seed):
+        def generate(self, storyboard, *, image, video, seed, sampling):
             asked.append((storyboard, image, video, seed))
             return [SimpleNamespace(frames=np.full((24, 64, 64, 3), seed + k, np.uint8)) for k in range(2)]
 
     prefix = np.zeros((24, 64, 64, 3), np.uint8)
-    frames = model_generator(Recorder())(
+    frames = generator_of(Recorder(), PRESETS["nano"].sampling)(
         [Request(("it falls", "it stops"), 3), Request(("it falls", "it stops"), 9, prefix=prefix)]
     )
     assert [video.shape for video in frames] == [(48, 64, 64, 3)] * 2 and frames[1][0, 0, 0, 0] == 9
