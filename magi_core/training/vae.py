@@ -3,8 +3,9 @@
 Notable:
 
 * Latents are normalised by the batch, then strong noise is added before the decoder sees them, as in "Latent Denoising Makes
-  Good Visual Tokenizers" (arXiv 2507.15856). What matters (where, which shape, which colour, how fast) can only survive when it
-  is spread over all 64 positions, and such latents forgive a diffusion model's errors.
+  Good Visual Tokenizers" (arXiv 2507.15856). Latents that survive noise as strong as themselves forgive a diffusion model's
+  errors. The network answers by putting the energy where the object is (8 times the mean variance there, next to none farther
+  than two patches away), in a code that moves with the object: shifted by one patch, it is the same to 0.999.
 * The mean of the latents at every position is pulled to zero: a DiT that only knows relative positions cannot draw a pattern that
   belongs to fixed places.
 * A window is one latent frame (4 frames); a part of the windows stands still, as images do.
