@@ -107,7 +107,7 @@ class Storyboard:
         A string is taken for a file when it is one line that ends in .json or .txt. Where strings come from strangers, use
         ``from_string``, which opens no file. Raises MagiError naming the line, the shot or the key that cannot be used.
         """
-        if isinstance(source, Path) or (isinstance(source, str) and _names_a_file(source)):
+        if isinstance(source, Path) or (isinstance(source, str) and is_file_name(source)):
             return cls.from_string(_read_file(Path(source)))
         return cls.from_string(source)
 
@@ -195,7 +195,8 @@ def _checked_keyframe(keyframe: object) -> str:
     return name
 
 
-def _names_a_file(source: str) -> bool:
+def is_file_name(source: str) -> bool:
+    """Whether ``parse`` takes a string for the name of a file."""
     name = source.strip()
     one_line = "\n" not in name and "\r" not in name
     return one_line and name.lower().endswith((".json", ".txt")) and not name.startswith("{") and not is_timed(name)

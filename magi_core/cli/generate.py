@@ -1,0 +1,242 @@
+"""`magi generate`, `magi extend`, `magi plan`: from prompts to a video file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from magi_core.config import DTYPES, Sampling
+from magi_core.errors import MagiError
+from magi_core.storyboard import Shot, Storyboard, is_file_name
+
+if TYPE_CHECKING:
+    from magi_core.generation import Chunk, Generation
+    from magi_core.pipeline import Magi, Wishes
+
+TOKENS = {
+    "high-quality": "high_quality",
+    "static-first-frames": "static_first_frames",
+    "dynamic-first-frames": "dynamic_first_frames",
+    "borderness": "borderness",
+    "3d-model": "three_d_model",
+    "2d-anime": "two_d_anime",
+    "duration": "duration",
+}
+"""Special tokens: the name on the command line, the switch in ``PromptTokens``."""
+
+DEFAULT_SECONDS = 4.0
+GUIDED_UNTIL = 0.3
+"""From this time on the prompt's strength stays as the model has it (spec 7.1)."""
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    generate = commands.add_parser("generate", help="make a video from a prompt or a storyboard")
+    _add_story(generate, required=True)
+    start = generate.add_mutually_exclusive_group()
+    start.add_argument("--image", type=Path, help="start from this picture")
+    start.add_argument("--video", type=Path, help="continue this video (its frames are not repeated in the output)")
+    generate.add_argument("--size", metavar="WxH", help="size in pixels, multiples of 16 (default: the model's)")
+    generate.add_argument("--seed", type=int, help="the same seed gives the same video (default: the model's)")
+    _add_sampling(generate)
+    _add_model(generate)
+    _add_output(generate)
+    generate.set_defaults(run=run_generate)
+
+    extend = commands.add_parser("extend", help="go on from a saved session, exactly where it stopped")
+    extend.add_argument("session", type=Path, help="a .session file of an earlier generate or extend")
+    _add_story(extend, required=False)
+    _add_model(extend)
+    _add_output(extend)
+    extend.set_defaults(run=run_extend)
+
+    plan = commands.add_parser("plan", help="show which chunk gets which prompt; loads no model")
+    _add_story(plan, required=True)
+    plan.set_defaults(run=run_plan)
+
+
+def _add_story(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    story = parser.add_mutually_exclusive_group(required=required)
+    story.add_argument("--prompt", help="one prompt for the whole video")
+    story.add_argument(
+        "--storyboard", help="a .txt or .json file, or its text, one line a shot like '2s: a red circle moves right'"
+    )
+    parser.add_argument("--seconds", type=float, help="length with --prompt (default: 4)")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--steps", type=int, help="denoise steps of a chunk, a multiple of the window")
+    parser.add_argument("--window", type=int, help="chunks denoised at once, 1 to 4")
+    parser.add_argument("--guidance", type=float, help="strength of the prompt while the noise is strong (t < 0.3)")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", default="nano", help="'nano' (default), a checkpoint folder, configuration or safetensors file"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the first GPU, else the CPU)")
+    parser.add_argument("--precision", choices=DTYPES, help="what the transformer computes in (default: the model's)")
+    parser.add_argument("--text-cache", type=Path, metavar="FOLDER", help="keep encoded prompts in this folder")
+    parser.add_argument("--tokens", nargs="*", default=[], choices=TOKENS, help="special tokens before every prompt")
+    parser.add_argument(
+        "--negative", action="store_true", help="steer away from borders, logos, captions and transitions"
+    )
+    parser.add_argument(
+        "--fit", choices=("crop", "pad", "stretch"), default="crop", help="how pictures get the video's size"
+    )
+    parser.add_argument("--more-to-come", type=int, default=0, metavar="CHUNKS", help="chunks a later extend will add")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("out/magi.mp4"), help=".mp4, .webm, or a folder for PNGs"
+    )
+    parser.add_argument("--save-session", type=Path, metavar="FILE", help="save a session to extend the video later")
+    parser.add_argument(
+        "--leave-in-flight",
+        action="store_true",
+        help="stop before the last chunks are finished; extend then goes on seamlessly",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress on the terminal")
+
+
+def run_plan(arguments: argparse.Namespace) -> int:
+    from magi_core.plan import plan
+
+    sys.stdout.write(plan(_story(arguments)[0]).table() + "\n")
+    return 0
+
+
+def run_generate(arguments: argparse.Namespace) -> int:
+    from magi_core.images import read_image
+    from magi_core.video import read_video
+
+    storyboard, folder = _story(arguments)
+    magi = _load(arguments)
+    wishes = replace(
+        _wishes(arguments), **_size(arguments.size), seed=arguments.seed, sampling=_sampling(arguments, magi)
+    )
+    image = read_image(arguments.image) if arguments.image else None
+    video = read_video(arguments.video, fps=magi.config.fps, last=CLIP_FRAMES) if arguments.video else None
+    generation = magi.generate(storyboard, image=image, video=video, wishes=wishes, folder=folder)
+    return write(generation, arguments, storyboard)
+
+
+CLIP_FRAMES = 96
+"""Frames read from the end of a video that is continued."""
+
+
+def run_extend(arguments: argparse.Namespace) -> int:
+    storyboard, folder = _story(arguments) if arguments.prompt or arguments.storyboard else (None, None)
+    generation = _load(arguments).extend(arguments.session, storyboard, wishes=_wishes(arguments), folder=folder)
+    return write(generation, arguments, storyboard)
+
+
+def write(generation: Generation, arguments: argparse.Namespace, storyboard: Storyboard | None) -> int:
+    """Write the chunks as they come; on Ctrl-C what is finished stays playable and the session is saved."""
+    from magi_core.video import VideoWriter
+
+    if generation.session.done:
+        raise MagiError("there is nothing left to make; give --prompt or --storyboard to go on")
+    metadata = {
+        "prompt": storyboard.to_json() if storyboard else "",
+        "settings": _settings(generation, arguments.model),
+    }
+    interrupted = False
+    with VideoWriter(arguments.output, fps=generation.fps, metadata=metadata) as writer:
+        try:
+            for chunk in _with_progress(generation, drain=not arguments.leave_in_flight, quiet=arguments.quiet):
+                writer.append(chunk.frames)
+        except KeyboardInterrupt:
+            interrupted = True
+        session = arguments.save_session or (arguments.output.with_suffix(".session") if interrupted else None)
+        if session:
+            generation.save(session)
+        if not writer.frames:
+            raise MagiError(f"no chunk was finished, so there is no video yet; go on with: magi extend {session}")
+    sys.stdout.write(f"{arguments.output}: {writer.frames} frames, {writer.frames / generation.fps:.2f} s\n")
+    if interrupted:
+        sys.stderr.write(f"interrupted; what is finished is in {arguments.output}, go on with: magi extend {session}\n")
+        return 130
+    return 0
+
+
+def _with_progress(generation: Generation, *, drain: bool, quiet: bool) -> Iterator[Chunk]:
+    """The generation's chunks; on the terminal a bar that counts denoise steps and names the chunks in flight."""
+    from tqdm import tqdm
+
+    steps = generation.progress
+    with tqdm(total=steps.total, initial=steps.steps, unit="step", disable=quiet, file=sys.stderr) as bar:
+        while not generation.finished(drain=drain):
+            chunk = generation.step(drain=drain)
+            bar.set_postfix_str(
+                " ".join(f"chunk {c}: {n}" for c, n in generation.progress.chunks.items()), refresh=False
+            )
+            bar.update()
+            if chunk is not None:
+                yield chunk
+
+
+def _story(arguments: argparse.Namespace) -> tuple[Storyboard, Path | None]:
+    """The storyboard, and the folder of its file, in which its keyframes lie."""
+    if arguments.prompt is not None:
+        return Storyboard(
+            (Shot(arguments.prompt, DEFAULT_SECONDS if arguments.seconds is None else arguments.seconds),)
+        ), None
+    if arguments.seconds is not None:
+        raise MagiError("--seconds goes with --prompt; a storyboard says how long each of its shots is")
+    storyboard = Storyboard.parse(arguments.storyboard)
+    path = Path(arguments.storyboard) if is_file_name(arguments.storyboard) else None
+    return storyboard, path.resolve().parent if path else Path.cwd()
+
+
+def _load(arguments: argparse.Namespace) -> Magi:
+    from magi_core.pipeline import load
+
+    dtype = DTYPES[arguments.precision] if arguments.precision else None
+    return load(arguments.model, device=arguments.device, dtype=dtype, text_cache=arguments.text_cache)
+
+
+def _wishes(arguments: argparse.Namespace) -> Wishes:
+    from magi_core.pipeline import Wishes
+    from magi_core.text.special_tokens import PromptTokens
+
+    tokens = PromptTokens(**{TOKENS[name]: True for name in arguments.tokens})
+    return Wishes(tokens=tokens, negative=arguments.negative, fit=arguments.fit, more_to_come=arguments.more_to_come)
+
+
+def _size(text: str | None) -> dict[str, int]:
+    if text is None:
+        return {}
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if not match:
+        raise MagiError(f"--size is {text!r}; write width x height in pixels, like 1280x720")
+    return {"width": int(match[1]), "height": int(match[2])}
+
+
+def _sampling(arguments: argparse.Namespace, magi: Magi) -> Sampling:
+    """The model's settings with what was asked for on the command line."""
+    sampling = magi.config.sampling
+    changes: dict[str, Any] = {}
+    if arguments.steps is not None:
+        changes["num_steps"] = arguments.steps
+    if arguments.window is not None:
+        changes["window_size"] = arguments.window
+    if arguments.guidance is not None:
+        if sampling.cfg_number == 1:
+            raise MagiError("--guidance has no effect on a distilled model: its guidance is part of the weights")
+        noisy = zip(sampling.cfg_t_range, sampling.text_scales, strict=True)
+        changes["text_scales"] = tuple(arguments.guidance if t < GUIDED_UNTIL else scale for t, scale in noisy)
+    return replace(sampling, **changes)
+
+
+def _settings(generation: Generation, model: str) -> str:
+    """What the video was made with, as JSON for the file's metadata."""
+    session = generation.session
+    settings = {"model": model, "seed": session.seed, "sampling": asdict(session.sampling)}
+    return json.dumps(settings)

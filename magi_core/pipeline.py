@@ -1,0 +1,283 @@
+"""The whole way: a storyboard goes in, chunks of frames come out as they are finished.
+
+    import magi_core
+
+    magi = magi_core.load("nano")
+    for chunk in magi.generate("1s: a red circle moves right\\n1s: it turns blue", seed=1):
+        print(chunk.index, chunk.frames.shape)
+
+``Magi`` holds a model's parts, each read from disk when it is first needed. ``generate`` and ``extend`` give a ``Generation``
+(see ``generation.py``), which is iterated, stopped, saved and extended.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from magi_core.checkpoint.find import CheckpointFiles, find_checkpoint
+from magi_core.checkpoint.load import load_dit
+from magi_core.config import Sampling
+from magi_core.denoise.session import ChunkCondition, Session
+from magi_core.errors import MagiError
+from magi_core.generation import Generation
+from magi_core.images import Fit, Frames, read_keyframe, resize
+from magi_core.model import MagiDiT
+from magi_core.plan import Plan, plan
+from magi_core.storyboard import Storyboard
+from magi_core.text.assembly import chunk_caption, null_caption
+from magi_core.text.cache import EmbeddingCache
+from magi_core.text.caption import Caption
+from magi_core.text.encoder import T5TextEncoder
+from magi_core.text.special_tokens import PromptTokens, SpecialTokens
+from magi_core.vae import Tiling, ViTVAE, load_vae, tiling_for
+from magi_core.vae.chunks import encode_frames
+
+log = logging.getLogger(__name__)
+
+CONTEXT_FRAMES = 96
+"""How much of a video is looked at when it is continued: 4 chunks, all that any released setting reads."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """How a video is made, apart from what is seen in it. None takes the model's own value."""
+
+    height: int | None = None
+    """In pixels, a multiple of 16."""
+    width: int | None = None
+    seed: int | None = None
+    """0 .. 2**64 - 1; the same seed gives the same video on the same device."""
+    sampling: Sampling | None = None
+    tokens: PromptTokens = PromptTokens()
+    """Special tokens set before every prompt."""
+    negative: bool = False
+    """Put the special tokens for borders, transitions, logos and captions into the null prompt."""
+    fit: Fit = "crop"
+    """How images and clips of another size are brought to the video's."""
+    more_to_come: int = 0
+    """Chunks that a later extension will add, for the duration countdown."""
+
+
+class Magi:
+    """A model: transformer, VAE, text encoder and special tokens, read when first used."""
+
+    def __init__(
+        self,
+        files: CheckpointFiles,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        text_cache: Path | None = None,
+    ) -> None:
+        self.files, self.config = files, files.config
+        self.device, self.dtype = torch.device(device), dtype
+        self._text_cache = text_cache
+
+    @cached_property
+    def dit(self) -> MagiDiT:
+        return load_dit(self.files, device=self.device, dtype=self.dtype)
+
+    @cached_property
+    def vae(self) -> ViTVAE:
+        """In bfloat16 beside a bfloat16 transformer on a GPU, as the reference; in float32 otherwise."""
+        low = self.device.type != "cpu" and (self.dtype or self.config.dit.params_dtype) == torch.bfloat16
+        return load_vae(_found(self.files.vae, self.files), self.device, torch.bfloat16 if low else torch.float32)
+
+    @cached_property
+    def tiling(self) -> Tiling:
+        """Windows for encoding and decoding; no frame of a video is dropped (spec 14.11 is the reference's exception)."""
+        return replace(tiling_for(self.vae.config), single_frame_rule=False)
+
+    @cached_property
+    def text_encoder(self) -> T5TextEncoder:
+        cache = EmbeddingCache(self._text_cache) if self._text_cache else None
+        length = self.config.dit.caption_max_length
+        return T5TextEncoder(_found(self.files.t5, self.files), max_length=length, cache=cache)
+
+    @cached_property
+    def special_tokens(self) -> SpecialTokens | None:
+        path = self.files.special_tokens
+        return SpecialTokens.load(path, self.config.dit.caption_channels) if path else None
+
+    def generate(
+        self,
+        storyboard: Storyboard | str,
+        *,
+        image: Frames | None = None,
+        video: Frames | None = None,
+        wishes: Wishes | None = None,
+        folder: Path | None = None,
+        **changes: object,
+    ) -> Generation:
+        """A video that follows ``storyboard`` (a value, its text or JSON form), as an iterable of chunks.
+
+        image: uint8 [H, W, 3], becomes the first frame. video: uint8 [T, H, W, 3] at the model's frame rate, is continued; its frames
+        are not part of the result. folder: where the storyboard's keyframes lie. wishes: size, seed, sampling and so on; ``changes``
+        are fields of ``Wishes`` given by name (``seed=3``). Raises MagiError for what does not fit together, before denoising.
+        """
+        storyboard = _storyboard(storyboard)
+        wishes = _wishes(wishes or Wishes(), changes)
+        if image is not None and video is not None:
+            raise MagiError("give either an image to start from or a video to continue, not both")
+        if image is not None and storyboard.shots[0].keyframe is not None:
+            raise MagiError("the first shot has a keyframe already; leave the image or the keyframe out")
+        height, width = self._size(wishes)
+        prefix = None if video is None else self._prefix(video, height, width, wishes.fit)
+        sampling = wishes.sampling or self.config.sampling
+        layout = self._plan(storyboard, wishes, prefix_frames=0 if prefix is None else prefix.shape[2] * 4)
+        null = null_caption(self.dit.null_caption, self._negative(wishes))
+        session = Session(
+            self.dit,
+            sampling,
+            height=height // self.vae.config.patch_size,
+            width=width // self.vae.config.patch_size,
+            seed=self.config.seed if wishes.seed is None else wishes.seed,
+            null=null,
+            prefix=prefix,
+        )
+        images = self._keyframes(layout, height, width, wishes.fit, folder)
+        if image is not None:
+            images[0] = self._encode(image[None], height, width, wishes.fit)
+        chunks = session.add(self._conditions(layout, null, images, wishes))
+        return Generation(self.vae, self.config, self.tiling, session, dict(zip(chunks, layout.chunks, strict=True)))
+
+    def extend(
+        self,
+        earlier: Generation | Path | str,
+        storyboard: Storyboard | str | None = None,
+        *,
+        wishes: Wishes | None = None,
+        folder: Path | None = None,
+        **changes: object,
+    ) -> Generation:
+        """Go on with an earlier generation, or a saved one: first with what it still has planned, then with ``storyboard``.
+
+        Exact: what was in flight or remembered is used as it is. Size, seed and sampling stay as they were; of ``wishes`` only the
+        special tokens, fit and more_to_come matter. Raises MagiError when a file is damaged or belongs to another model.
+        """
+        if not isinstance(earlier, Generation):
+            earlier = Generation.load(Path(earlier), self.dit, self.vae, self.config, self.tiling)
+        wishes = _wishes(wishes or Wishes(), changes)
+        session = earlier.session
+        plans = dict(earlier.pending)
+        if storyboard is not None:
+            layout = self._plan(_storyboard(storyboard), wishes)
+            patch = self.vae.config.patch_size
+            images = self._keyframes(layout, session.height * patch, session.width * patch, wishes.fit, folder)
+            chunks = session.add(self._conditions(layout, session.null, images, wishes))
+            plans |= zip(chunks, layout.chunks, strict=True)
+        return Generation(self.vae, self.config, self.tiling, session, plans, earlier.tail)
+
+    def plan(self, storyboard: Storyboard | str, wishes: Wishes | None = None) -> Plan:
+        """The chunks of a storyboard; loads nothing."""
+        return self._plan(_storyboard(storyboard), wishes or Wishes())
+
+    def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Caption]:
+        """Each distinct prompt's caption. The text encoder's weights are let go of afterwards."""
+        distinct = list(dict.fromkeys(prompts))
+        captions = self.text_encoder.encode(distinct)
+        self.text_encoder.unload()
+        return dict(zip(distinct, captions, strict=True))
+
+    def _plan(self, storyboard: Storyboard, wishes: Wishes, prefix_frames: int = 0) -> Plan:
+        chunk_frames = self.config.sampling.chunk_width * self.config.temporal_downsample_factor
+        return plan(
+            storyboard,
+            self.config.fps,
+            chunk_frames=chunk_frames,
+            prefix_frames=prefix_frames,
+            more_to_come=wishes.more_to_come,
+        )
+
+    def _conditions(
+        self, layout: Plan, null: Caption, images: dict[int, Tensor], wishes: Wishes
+    ) -> list[ChunkCondition]:
+        captions = self.encode_prompts(layout.prompts)
+        return [
+            ChunkCondition(
+                chunk_caption(captions[chunk.prompt], null, chunk.chunks_remaining, self.special_tokens, wishes.tokens),
+                images.get(chunk.index),
+            )
+            for chunk in layout.chunks
+        ]
+
+    def _keyframes(self, layout: Plan, height: int, width: int, fit: Fit, folder: Path | None) -> dict[int, Tensor]:
+        """Latent images [1, C, 1, h, w] by the index of the planned chunk."""
+        images = {}
+        for chunk in layout.chunks:
+            if chunk.keyframe is not None:
+                image = read_keyframe(chunk.keyframe, folder or Path())
+                images[chunk.index] = self._encode(image[None], height, width, fit)
+        return images
+
+    def _prefix(self, video: Frames, height: int, width: int, fit: Fit) -> Tensor:
+        """Latents [1, C, P, h, w] of the last frames of a video, whole groups of 4."""
+        usable = min(len(video), CONTEXT_FRAMES) // 4 * 4
+        if not usable:
+            raise MagiError(f"the video to continue has {len(video)} frames; at least 4 are needed")
+        return self._encode(video[-usable:], height, width, fit)
+
+    def _encode(self, frames: Frames, height: int, width: int, fit: Fit) -> Tensor:
+        return encode_frames(self.vae, resize(frames, height, width, fit), self.config.scale_factor, self.tiling)
+
+    def _negative(self, wishes: Wishes) -> SpecialTokens | None:
+        if not wishes.negative:
+            return None
+        if self.special_tokens is None:
+            raise MagiError("the negative prompt needs special_tokens.npz, which was not found beside the model")
+        return self.special_tokens
+
+    def _size(self, wishes: Wishes) -> tuple[int, int]:
+        multiple = self.vae.config.patch_size * self.config.dit.patch_size
+        size = wishes.height or self.config.height, wishes.width or self.config.width
+        for name, value in zip(("height", "width"), size, strict=True):
+            if value % multiple or not 2 * multiple <= value <= 8192:
+                near = max(2, round(value / multiple)) * multiple
+                raise MagiError(
+                    f"{name} is {value}; it must be a multiple of {multiple}, from {2 * multiple} to 8192: try {near}"
+                )
+        return size
+
+
+def load(
+    model: str | Path = "nano",
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    text_cache: Path | None = None,
+) -> Magi:
+    """Find a model: "nano", a folder of the public release, a configuration JSON, or one safetensors file.
+
+    device: default the first GPU, else the CPU. dtype: what the transformer computes in (default: the configuration's).
+    text_cache: folder for encoded prompts. Nothing big is read yet. Raises MagiError when there is no such model.
+    """
+    files = find_checkpoint(model)
+    for note in files.notes:
+        log.info("%s", note)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Magi(files, device=device, dtype=dtype, text_cache=text_cache)
+
+
+def _storyboard(storyboard: Storyboard | str) -> Storyboard:
+    return storyboard if isinstance(storyboard, Storyboard) else Storyboard.from_string(storyboard)
+
+
+def _wishes(wishes: Wishes, changes: dict[str, object]) -> Wishes:
+    unknown = changes.keys() - vars(wishes).keys()
+    if unknown:
+        raise MagiError(f"unknown setting {sorted(unknown)[0]!r}; known: {', '.join(vars(wishes))}")
+    return replace(wishes, **changes)  # type: ignore[arg-type]
+
+
+def _found(path: Path | None, files: CheckpointFiles) -> Path:
+    if path is None:
+        raise MagiError(f"{files.name} is not complete: {'; '.join(files.missing)}")
+    return path
