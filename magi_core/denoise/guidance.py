@@ -114,7 +114,7 @@ def _distilled(model: MagiDiT, window: Window, cache: KVCache) -> Tensor:
 def _pass(model: MagiDiT, window: Window, text: Sequence[Caption], cache: KVCache, *, dropped: bool) -> Tensor:
     """One pass over the window with what came before it: velocity [C, D, chunk_width, H, W]."""
     chunks, tokens = len(window.times), _chunk_tokens(model, window)
-    velocity = model(
+    velocity: Tensor = model(
         window.x,
         torch.tensor([window.times], dtype=torch.float32, device=window.x.device),
         *_stack(text),
@@ -125,12 +125,12 @@ def _pass(model: MagiDiT, window: Window, text: Sequence[Caption], cache: KVCach
         cache=cache,
         write_tokens=window.write_chunks * tokens,
     )
-    return velocity[0].unflatten(1, (chunks, -1))
+    return torch.unflatten(velocity[0], 1, (chunks, -1))
 
 
 def _alone(model: MagiDiT, window: Window, chosen: Sequence[int]) -> Tensor:
     """Velocity [C, n, chunk_width, H, W] of chunks told nothing that see only themselves, each as if the video began with it."""
-    velocity = model(
+    velocity: Tensor = model(
         _by_chunk(window)[:, chosen].transpose(0, 1),
         torch.tensor([[window.times[i]] for i in chosen], dtype=torch.float32, device=window.x.device),
         *_stack([window.null] * len(chosen)),
@@ -144,7 +144,7 @@ def _alone(model: MagiDiT, window: Window, chosen: Sequence[int]) -> Tensor:
 
 def _by_chunk(window: Window) -> Tensor:
     """x as [C, D, chunk_width, H, W], a view."""
-    return window.x[0].unflatten(1, (len(window.times), -1))
+    return torch.unflatten(window.x[0], 1, (len(window.times), -1))
 
 
 def _untold(window: Window) -> tuple[Caption, ...]:

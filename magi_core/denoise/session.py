@@ -13,16 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from magi_core.config import Sampling
+from magi_core.denoise.checks import check_caption, check_latents, check_size
 from magi_core.denoise.guidance import Window, dispatch, remember
 from magi_core.denoise.noise import check_seed, chunk_noise
 from magi_core.denoise.schedule import Schedule, Step, first_new_frame, kv_chunks, prefix_kv_length, step_embedding
 from magi_core.denoise.state import Position, SessionState
+from magi_core.denoise.storage import Stored, read_session, write_session
 from magi_core.errors import MagiError
 from magi_core.model import KVCache, MagiDiT
 from magi_core.text.caption import Caption
@@ -85,15 +88,18 @@ class Session:
         """
         self.model, self.sampling, self.schedule = model, sampling, Schedule.of(sampling)
         self.height, self.width, self.seed = height, width, check_seed(seed)
-        self._check_size()
-        self.null = self._caption(null)
-        self.noise = None if noise is None else self._latents("the noise", noise)
-        parts = () if prefix is None else self._latents("the prefix", prefix).split(sampling.chunk_width, dim=2)
+        check_size(model, height, width)
+        self.null = check_caption(null, model)
+        frames = (1, model.config.latent_channels, None, height, width)
+        self.noise = None if noise is None else check_latents("the noise", noise, model, frames)
+        parts: Sequence[Tensor] = ()
+        if prefix is not None:
+            parts = torch.split(check_latents("the prefix", prefix, model, frames), sampling.chunk_width, dim=2)
         self.prefix_frames = sum(part.shape[2] for part in parts)
         offset = self.prefix_frames // sampling.chunk_width
         first = self.schedule.first_prefix_chunk(offset, model.config.num_layers)
         clean = {chunk: parts[chunk].clone() for chunk in range(first, offset)}
-        held = {offset: part.clone() for part in parts[offset:]}
+        held = {} if len(parts) == offset else {offset: parts[offset].clone()}
         self.state = SessionState(
             Position(offset, offset, offset * self.schedule.stage_steps), {}, held, {}, clean, None
         )
@@ -103,8 +109,9 @@ class Session:
     def chunks(self, *, drain: bool = True) -> Iterator[FinishedChunk]:
         """Denoise what is planned; give each chunk as soon as it is clean.
 
-        drain=False stops where the next stage would leave a window slot empty, with chunks in flight (and the window of 1 before it
-        counts as dry): what is added then goes on as if it had been planned from the start.
+        drain=True runs the window dry: what is added then starts a new run, as a new session does with these latents as prefix.
+        drain=False stops where the next stage would leave a window slot empty, in general with chunks in flight: what is added then
+        goes on as if it had been planned from the start.
         """
         while not self.done and (drain or not self.starved):
             finished = self.step(drain=drain)
@@ -137,8 +144,10 @@ class Session:
         x = x + velocity[:, :, -x.shape[2] :] * frames
 
         position = replace(position, clock=position.clock + 1, steps_done=position.steps_done + 1)
-        latents = dict(zip(now.chunks, x.split(self.sampling.chunk_width, dim=2), strict=True))
-        state, finished = self._after(replace(state, position=position, in_flight=latents, cache=cache), now)
+        latents = dict(zip(now.chunks, torch.split(x, self.sampling.chunk_width, dim=2), strict=True))
+        state, finished = self._after(
+            replace(state, position=position, in_flight=latents, cache=cache), now.chunks.start
+        )
         self.state = self._dry(state) if drain or position.drain_at is not None else state
         cache.keep_from(self.schedule.first_read(position.offset, position.clock))
         return finished
@@ -146,10 +155,11 @@ class Session:
     def add(self, conditions: Sequence[ChunkCondition]) -> range:
         """Plan more chunks behind those planned; gives their numbers. Raises MagiError, and adds none, where one does not fit."""
         first = self.state.position.planned
-        compact = {id(c.caption): self._caption(c.caption) for c in conditions}
+        compact = {id(c.caption): check_caption(c.caption, self.model) for c in conditions}
         captions = {first + i: compact[id(c.caption)] for i, c in enumerate(conditions)}
+        image = (1, self.model.config.latent_channels, 1, self.height, self.width)
         held = {
-            first + i: self._latents(f"the keyframe of chunk {first + i}", c.keyframe, frames=1)
+            first + i: check_latents(f"the keyframe of chunk {first + i}", c.keyframe, self.model, image)
             for i, c in enumerate(conditions)
             if c.keyframe is not None
         }
@@ -187,6 +197,32 @@ class Session:
         position = self.state.position
         steps = {chunk: position.clock - chunk * self.schedule.stage_steps for chunk in self.state.in_flight}
         return Progress(position.steps_done, position.steps_done + position.steps_planned(self.schedule), steps)
+
+    # Kept for later
+
+    def save(
+        self, path: Path, *, notes: Mapping[str, str] | None = None, extra: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Write a file from which ``load`` goes on to the same bits, with the caller's own texts and tensors beside. All or nothing."""
+        names = ("sampling", "height", "width", "seed", "prefix_frames", "null", "noise", "state")
+        stored = Stored(**{name: getattr(self, name) for name in names}, notes=notes or {}, extra=extra or {})
+        write_session(path, stored, self.model)
+
+    @classmethod
+    def load(cls, path: Path, model: MagiDiT) -> tuple[Session, Mapping[str, str], Mapping[str, Tensor]]:
+        """The session that ``save`` wrote, and the caller's texts and tensors; raises MagiError as ``read_session`` does."""
+        stored = read_session(path, model)
+        session = cls(
+            model,
+            stored.sampling,
+            height=stored.height,
+            width=stored.width,
+            seed=stored.seed,
+            null=stored.null,
+            noise=stored.noise,
+        )
+        session.prefix_frames, session.state = stored.prefix_frames, stored.state
+        return session, stored.notes, stored.extra
 
     # How it is done
 
@@ -231,26 +267,23 @@ class Session:
             write_chunks=int(now.extra),
         )
 
-    def _after(self, state: SessionState, now: Step) -> tuple[SessionState, FinishedChunk | None]:
+    def _after(self, state: SessionState, leftmost: int) -> tuple[SessionState, FinishedChunk | None]:
         """Take the leftmost chunk out if it is clean now, and let go of what no later step needs."""
-        finished, oldest = None, now.chunks.start
-        clean, in_flight = dict(state.clean), dict(state.in_flight)
-        if now.steps[0] == self.sampling.num_steps - 1:
-            latents = in_flight.pop(oldest)
-            skip = first_new_frame(oldest, self.prefix_frames, self.sampling.chunk_width)
-            finished = FinishedChunk(oldest, latents[:, :, skip:].clone())
-            clean[oldest] = (
-                torch.cat([state.held[oldest][:, :, :skip], finished.latents], dim=2) if skip else latents.clone()
-            )
-            oldest += 1
-        position = state.position
-        keep = min(oldest - 1, self.schedule.first_prefix_chunk(position.end, self.model.config.num_layers))
+        oldest = state.position.oldest(self.schedule)
+        finished, clean = None, dict(state.clean)
+        if oldest > leftmost:
+            latents = state.in_flight[leftmost]
+            skip = first_new_frame(leftmost, self.prefix_frames, self.sampling.chunk_width)
+            finished = FinishedChunk(leftmost, latents[:, :, skip:].clone())
+            shown = (state.held[leftmost][:, :, :skip], finished.latents) if skip else (finished.latents,)
+            clean[leftmost] = torch.cat(shown, dim=2)
+        needed = state.position.first_needed(self.schedule, self.model.config.num_layers)
         state = replace(
             state,
             captions=_from(oldest, state.captions),
             held=_from(oldest - 1, state.held),
-            in_flight=in_flight,
-            clean=_from(keep, clean),
+            in_flight=_from(oldest, state.in_flight),
+            clean=_from(needed, clean),
         )
         return state, finished
 
@@ -276,48 +309,10 @@ class Session:
         if self.noise is not None:
             return self.noise[:, :, chunk * width : (chunk + 1) * width]
         shape = (1, self.model.config.latent_channels, width, self.height, self.width)
-        return chunk_noise(self.seed, chunk, shape).to(self._device)
+        return chunk_noise(self.seed, chunk, shape).to(self.model.null_caption.device)
 
     def _step_embedding(self, interval: int) -> float | None:
         return step_embedding(self.sampling.num_steps, interval) if self.model.config.distill else None
-
-    # What is allowed
-
-    @property
-    def _device(self) -> torch.device:
-        return self.model.null_caption.device
-
-    def _check_size(self) -> None:
-        patch = self.model.config.patch_size
-        for name, size in (("height", self.height), ("width", self.width)):
-            if size % patch or size < 2 * patch:
-                raise MagiError(f"the latent {name} is {size}; it must be a multiple of {patch}, at least {2 * patch}")
-
-    def _caption(self, caption: Caption) -> Caption:
-        """Its real tokens, on the model's device; the mask stays on the CPU, where the model counts it."""
-        channels = self.model.config.caption_channels
-        if caption.channels != channels or not caption.embedding.isfinite().all():
-            raise MagiError(
-                f"a caption is {caption.channels} wide or holds values that are not finite; this model takes finite captions, {channels} wide"
-            )
-        real = caption.compact()
-        return Caption(real.embedding.to(self._device, torch.float32), real.mask.cpu())
-
-    def _latents(self, name: str, latents: Tensor, frames: int | None = None) -> Tensor:
-        """On the model's device in float32."""
-        expected = [1, self.model.config.latent_channels, frames or "any number", self.height, self.width]
-        shape = list(latents.shape)
-        if (
-            len(shape) != 5
-            or 0 in shape
-            or any(a != b for a, b in zip(shape, expected, strict=True) if b != "any number")
-        ):
-            raise MagiError(
-                f"{name} has the shape {shape}; expected latents {expected}: batch, channels, frames, height, width"
-            )
-        if not latents.isfinite().all():
-            raise MagiError(f"{name} holds values that are not finite; encode the image or clip again")
-        return latents.to(self._device, torch.float32)
 
 
 def _from(first: int, by_chunk: Mapping[int, T]) -> dict[int, T]:

@@ -49,6 +49,15 @@ class Position:
         number, j = divmod(self.clock, schedule.stage_steps)
         return self.drain_at is None and j == 0 and number >= self.planned
 
+    def oldest(self, schedule: Schedule) -> int:
+        """The leftmost chunk that is not clean."""
+        return min(self.end, max(self.offset, self.clock // schedule.stage_steps - schedule.sampling.window_size + 1))
+
+    def first_needed(self, schedule: Schedule, layers: int) -> int:
+        """The oldest clean chunk whose latents are still wanted: by the next pass, or by a run that starts where this one ends."""
+        newest = min(self.oldest(schedule) - 1, schedule.first_prefix_chunk(self.end, layers))
+        return max(newest, schedule.first_prefix_chunk(self.offset, layers))
+
     def next_run(self, schedule: Schedule) -> Position:
         """Behind the last chunk of the present run, whose chunks are the next one's prefix."""
         clock = self.end * schedule.stage_steps

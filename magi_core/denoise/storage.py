@@ -1,0 +1,199 @@
+"""A session as one safetensors file: its settings as JSON in the header, everything else as tensors.
+
+What is read back continues to the same bits. The file says which model made it: the configuration field by field, and a hash of
+the output layer's weights, so that another model's session is refused with the difference named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from magi_core.config import DiTConfig, Sampling
+from magi_core.denoise.schedule import Schedule
+from magi_core.denoise.state import Position, SessionState
+from magi_core.errors import MagiError
+from magi_core.files import atomic_write
+from magi_core.model import KVCache, MagiDiT
+from magi_core.text.caption import Caption
+
+VERSION = 1
+HEADER = "magi_session"
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """What a session file holds."""
+
+    sampling: Sampling
+    height: int
+    width: int
+    seed: int
+    prefix_frames: int
+    null: Caption
+    noise: Tensor | None
+    state: SessionState
+    notes: Mapping[str, str]
+    """Of whoever keeps the session, given back as they were."""
+    extra: Mapping[str, Tensor]
+    """The same for tensors."""
+
+
+def write_session(path: Path, stored: Stored, model: MagiDiT) -> None:
+    """Write the file, all or nothing; raises MagiError when the folder cannot be written."""
+    state = stored.state
+    distinct = list({id(caption): caption for caption in state.captions.values()}.values())
+    place = {id(caption): i for i, caption in enumerate(distinct)}
+    tensors = {
+        "null": stored.null.embedding,
+        **_named("caption", dict(enumerate(caption.embedding for caption in distinct))),
+        **_named("held", state.held),
+        **_named("in_flight", state.in_flight),
+        **_named("clean", state.clean),
+        **_named("cache", {} if state.cache is None else state.cache.state()),
+        **_named("extra", stored.extra),
+        **({} if stored.noise is None else {"noise": stored.noise}),
+    }
+    header = {
+        "version": VERSION,
+        "model": _model_fields(model),
+        "sampling": asdict(stored.sampling),
+        "position": asdict(state.position),
+        "captions": {chunk: place[id(caption)] for chunk, caption in state.captions.items()},
+        "notes": dict(stored.notes),
+        **{name: getattr(stored, name) for name in ("height", "width", "seed", "prefix_frames")},
+    }
+    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    with atomic_write(Path(path)) as temporary:
+        save_file(plain, temporary, metadata={HEADER: json.dumps(header)})
+
+
+def read_session(path: Path, model: MagiDiT) -> Stored:
+    """Read the file onto the model's device.
+
+    Raises MagiError when the file is missing, damaged, of a newer version, or was made with another model.
+    """
+    damaged = MagiError(f"the session file {path} is damaged; start the video again or go on from its last frames")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[HEADER])
+            if header["version"] != VERSION:
+                raise MagiError(
+                    f"the session file {path} has version {header['version']}, this program reads {VERSION}; update comfyui-magi"
+                )
+            _check_model(path, header["model"], _model_fields(model))
+            device = model.null_caption.device
+            stored = _parse(header, {name: file.get_tensor(name).to(device) for name in file.keys()})  # noqa: SIM118 - no mapping
+    except MagiError:
+        raise
+    except FileNotFoundError as error:
+        raise MagiError(f"there is no session file {path}") from error
+    except KeyError as error:
+        if error.args == (HEADER,):
+            raise MagiError(f"{path} is not a session file") from error
+        raise damaged from error
+    except (OSError, SafetensorError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise damaged from error
+    if not _is_whole(stored, model.config):
+        raise damaged
+    return stored
+
+
+def _parse(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Stored:
+    sampling: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in header["sampling"].items()}
+    cache = _group("cache", tensors)
+    captions = {int(i): _caption(embedding) for i, embedding in _group("caption", tensors).items()}
+    state = SessionState(
+        position=Position(**header["position"]),
+        captions={int(chunk): captions[place] for chunk, place in header["captions"].items()},
+        held={int(chunk): t for chunk, t in _group("held", tensors).items()},
+        in_flight={int(chunk): t for chunk, t in _group("in_flight", tensors).items()},
+        clean={int(chunk): t for chunk, t in _group("clean", tensors).items()},
+        cache=KVCache.from_state(cache) if cache else None,
+    )
+    plain = {name: header[name] for name in ("height", "width", "seed", "prefix_frames", "notes")}
+    return Stored(
+        sampling=Sampling(**sampling),
+        null=_caption(tensors["null"]),
+        noise=tensors.get("noise"),
+        state=state,
+        extra=_group("extra", tensors),
+        **plain,
+    )
+
+
+def _is_whole(stored: Stored, config: DiTConfig) -> bool:
+    """Whether everything that later steps need is there, in the right shape."""
+    state, position, schedule = stored.state, stored.state.position, Schedule.of(stored.sampling)
+    k, width = schedule.stage_steps, stored.sampling.chunk_width
+    if not 0 <= position.offset <= position.end <= position.planned or position.clock < position.offset * k:
+        return False
+    oldest = position.oldest(schedule)
+    frames = (1, config.latent_channels, width, stored.height, stored.width)
+    image = (*frames[:2], *frames[3:])
+    channels = config.caption_channels
+    captions = (stored.null, *state.captions.values())
+    newest_clean = range(position.first_needed(schedule, config.num_layers), oldest)
+    return (
+        position.steps_left(schedule) >= 0
+        and set(state.captions) == set(range(oldest, position.planned))
+        and set(state.in_flight) == set(range(oldest, min(position.end, -(-position.clock // k))))
+        and set(state.clean) >= set(newest_clean)
+        and all(latents.shape == frames for latents in (*state.in_flight.values(), *state.clean.values()))
+        and all(
+            held.shape[:2] + held.shape[3:] == image and 1 <= held.shape[2] <= width for held in state.held.values()
+        )
+        and all(caption.channels == channels for caption in captions)
+        and (stored.noise is None or stored.noise.shape[:2] + stored.noise.shape[3:] == image)
+        and _cache_is_whole(stored, config)
+    )
+
+
+def _cache_is_whole(stored: Stored, config: DiTConfig) -> bool:
+    position, cache, schedule = stored.state.position, stored.state.cache, Schedule.of(stored.sampling)
+    if cache is None:
+        return position.clock == position.offset * schedule.stage_steps
+    oldest = position.oldest(schedule)
+    owed = oldest > position.offset and position.clock % schedule.stage_steps == 0  # the next step stores it
+    read = range(schedule.first_read(position.offset, position.clock), oldest - owed)
+    area = (stored.height // config.patch_size) * (stored.width // config.patch_size)
+    tokens = stored.sampling.chunk_width // config.t_patch_size * area
+    rows = (tokens, config.num_query_groups, 2 * config.kv_channels)
+    return set(cache.chunks) >= set(read) and all(
+        part.shape == rows for layer in range(config.num_layers) for part in cache.read(layer, read.start, read.stop)
+    )
+
+
+def _caption(embedding: Tensor) -> Caption:
+    return Caption(embedding, torch.ones(len(embedding)))
+
+
+def _named(group: str, tensors: Mapping[Any, Tensor]) -> dict[str, Tensor]:
+    return {f"{group}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _group(group: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{group}."): t for name, t in tensors.items() if name.startswith(f"{group}.")}
+
+
+def _model_fields(model: MagiDiT) -> dict[str, str]:
+    """What must be the same for the numbers to go on: every configuration field, and the weights."""
+    weight = model.final_linear.linear.weight.detach().float().cpu().contiguous()
+    digest = hashlib.sha256(weight.numpy().tobytes()).hexdigest()
+    return {field.name: str(getattr(model.config, field.name)) for field in fields(DiTConfig)} | {"weights": digest}
+
+
+def _check_model(path: Path, made: Mapping[str, str], present: Mapping[str, str]) -> None:
+    differs = [name for name in present if made.get(name) != present[name]]
+    if differs:
+        found = ", ".join(f"{name} {made.get(name)!s:.20} instead of {present[name]:.20}" for name in differs)
+        raise MagiError(f"the session {path} was made with another model ({found}); load the model it was made with")
