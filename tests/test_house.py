@@ -20,7 +20,7 @@ ABOVE = {
     "text": {"model", "denoise", "pipeline", "generation", "cli", "training", "evaluation", "checkpoint", "verify"},
     "checkpoint": {"denoise", "pipeline", "generation", "cli", "training", "evaluation", "verify"},
     "denoise": {"pipeline", "generation", "cli", "training", "evaluation", "checkpoint", "verify", "vae"},
-    "training": {"pipeline", "generation", "cli", "evaluation", "verify"},
+    "training": {"pipeline", "generation", "cli", "verify"},
 }
 """Rooms of magi_core, and those above them, which they must not import."""
 

@@ -1,0 +1,105 @@
+"""The command line as people use it: what they type, what they get, and one line where it cannot work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from magi_core.cli import main
+from magi_core.generation import Generation
+from magi_core.video import read_metadata, read_video
+
+STORY = "1s: a red circle moves right\n0.5s: it stops"
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*words: str) -> int:
+    try:
+        return main(words)
+    except SystemExit as exit_code:  # argparse's own
+        return int(exit_code.code or 0)
+
+
+def test_generate_then_extend(tmp_path: Path) -> None:
+    assert run("generate", "--storyboard", STORY, "--steps", "4", "-o", "a.mp4", "--save-session", "a.session", "--quiet") == 0
+    assert len(read_video(Path("a.mp4"))) == 36
+    metadata = read_metadata(Path("a.mp4"))
+    assert json.loads(metadata["prompt"])["shots"][1]["prompt"] == "it stops"
+    assert json.loads(metadata["settings"])["sampling"]["num_steps"] == 4
+    assert run("extend", "a.session", "--prompt", "it moves up", "--seconds", "1", "-o", "b.mp4", "--quiet") == 0
+    assert len(read_video(Path("b.mp4"))) == 12 + 24
+    assert run("generate", "--prompt", "it moves up", "--seconds", "0.5", "--video", "a.mp4", "--steps", "4", "-o", "c.webm") == 0
+    assert len(read_video(Path("c.webm"))) == 12
+
+
+def test_ctrl_c_keeps_what_is_finished_and_goes_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--storyboard", "3s: a red circle moves right", "--steps", "4", "--window", "1", "--quiet")
+    assert run("generate", *words, "-o", "whole.mp4") == 0
+    step, steps = Generation.step, iter(range(6))
+
+    def interrupted(self: Generation, *, drain: bool = True) -> object:
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return step(self, drain=drain)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Generation, "step", interrupted)
+        assert run("generate", *words, "-o", "part.mp4") == 130
+    assert "magi extend part.session" in capsys.readouterr().err
+    assert len(read_video(Path("part.mp4"))) == 24
+    assert run("extend", "part.session", "-o", "rest.mp4", "--quiet") == 0
+    both = np.concatenate([read_video(Path("part.mp4")), read_video(Path("rest.mp4"))])
+    assert np.abs(both.astype(int) - read_video(Path("whole.mp4"))).mean() < 2  # the files are compressed
+
+
+def test_plan_check_and_convert(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan", "--storyboard", STORY) == 0
+    assert "36 frames" in capsys.readouterr().out
+    assert run("check") == 0
+    assert "nano" in capsys.readouterr().out
+    assert run("convert", "nano", "nano.safetensors") == 0
+    assert Path("nano.safetensors").stat().st_size > 1e6
+    assert run("check", "nano.safetensors") in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["generate", "--prompt", "a", "--size", "65x64"], "width is 65"),
+        (["generate", "--prompt", "a", "--size", "big"], "--size"),
+        (["generate", "--prompt", "a", "--seconds", "0"], "seconds is 0"),
+        (["generate", "--prompt", "a", "--seconds", "nan"], "seconds"),
+        (["generate", "--prompt", ""], "empty"),
+        (["generate", "--prompt", "a", "--steps", "7"], "num_steps 7"),
+        (["generate", "--prompt", "a", "--window", "0"], "window_size is 0"),
+        (["generate", "--prompt", "a", "--seed", "-1"], "seed"),
+        (["generate", "--prompt", "a", "--image", "no.png"], "no.png"),
+        (["generate", "--prompt", "a", "--video", "no.mp4"], "no.mp4"),
+        (["generate", "--prompt", "a", "--model", "no"], "no"),
+        (["generate", "--prompt", "a", "--model", "24b"], "24b"),
+        (["generate", "--prompt", "a", "--device", "gpu9"], "gpu9"),
+        (["generate", "--prompt", "a", "-o", "a.avi"], "a.avi"),
+        (["generate", "--prompt", "a", "--more-to-come", "-3"], "more_to_come"),
+        (["generate", "--storyboard", "no.json"], "no.json"),
+        (["generate", "--storyboard", '{"version": 9}'], "version"),
+        (["generate", "--storyboard", "1s: a [image: ../../secret.png]"], "secret"),
+        (["extend", "no.session", "--prompt", "a"], "no.session"),
+        (["plan", "--storyboard", "two seconds: a", "--seconds", "2"], "--seconds"),
+        (["check", "no.safetensors"], "no.safetensors"),
+        (["convert", "nano", "no/such/../\0.safetensors"], "safetensors"),
+        (["verify", "."], "manifest.json"),
+        (["train", "--minutes", "-1"], "minutes"),
+        (["score", "--count", "0"], "count is 0"),
+    ],
+)
+def test_one_line_where_it_cannot_work(words: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*words) == 2
+    said = capsys.readouterr().err.strip()
+    assert named in said and "Traceback" not in said and len(said.splitlines()) == 1

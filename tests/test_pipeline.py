@@ -1,0 +1,126 @@
+"""A user's whole way with magi-nano: generate, stop, save, extend, start from pictures and clips; and clear refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import magi_core
+from magi_core.errors import MagiError
+from magi_core.images import write_png
+from magi_core.pipeline import Magi
+from magi_core.training.worlds import Clip, Phase, render
+from magi_core.vae.chunks import decode_frames
+
+STORY = "1s: a red circle moves right\n1s: it turns blue"
+LONG = STORY + "\n1s: it moves up\n1s: it stops"
+
+
+@pytest.fixture(scope="module")
+def magi() -> Magi:
+    return magi_core.load("nano", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def quick(magi: Magi) -> dict[str, object]:
+    """Few steps: what is tested here does not depend on how many."""
+    return {"sampling": replace(magi.config.sampling, num_steps=4), "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def long_way(magi: Magi, quick: dict[str, object]) -> list[magi_core.pipeline.Chunk]:
+    return list(magi.generate(LONG, **quick))
+
+
+def joined(chunks: list[magi_core.pipeline.Chunk]) -> np.ndarray:
+    return np.concatenate([chunk.frames for chunk in chunks])
+
+
+def test_chunks_come_one_after_the_other_with_what_they_show(long_way: list[magi_core.pipeline.Chunk]) -> None:
+    assert [chunk.index for chunk in long_way] == [0, 1, 2, 3]
+    assert [chunk.plan.prompt for chunk in long_way][1] == "it turns blue"
+    assert joined(long_way).shape == (96, 64, 64, 3) and joined(long_way).dtype == np.uint8
+
+
+def test_streamed_chunks_decode_as_the_whole(magi: Magi, long_way: list[magi_core.pipeline.Chunk]) -> None:
+    latents = torch.cat([chunk.latents for chunk in long_way], dim=2)
+    whole = decode_frames(magi.vae, latents, magi.config.scale_factor, magi.tiling)
+    assert np.abs(whole.astype(int) - joined(long_way)).max() <= 1
+
+
+def test_stopped_saved_and_extended_equals_one_go(
+    magi: Magi, quick: dict[str, object], long_way: list[magi_core.pipeline.Chunk], tmp_path: Path
+) -> None:
+    begun = magi.generate(STORY, **quick)
+    first = list(begun.chunks(drain=False))
+    assert len(first) < 2  # the window is still full
+    begun.save(tmp_path / "half.session")
+    rest = list(magi.extend(tmp_path / "half.session", LONG.removeprefix(STORY).strip()))
+    np.testing.assert_array_equal(joined(first + rest), joined(long_way))
+
+
+def test_an_interrupted_generation_finishes_to_the_same_bits(
+    magi: Magi, quick: dict[str, object], long_way: list[magi_core.pipeline.Chunk], tmp_path: Path
+) -> None:
+    begun = magi.generate(LONG, **quick)
+    first = list(islice(begun, 2))
+    begun.step()
+    begun.save(tmp_path / "stopped.session")
+    rest = list(magi.extend(tmp_path / "stopped.session"))
+    np.testing.assert_array_equal(joined(first + rest), joined(long_way))
+
+
+def test_a_trimmed_chunk_leaves_no_gap_when_extended(magi: Magi, quick: dict[str, object], tmp_path: Path) -> None:
+    short = magi.generate("1.5s: a red circle moves right", **quick)
+    first = list(short)
+    assert [len(chunk.frames) for chunk in first] == [24, 12]
+    short.save(tmp_path / "trimmed.session")
+    more = list(magi.extend(tmp_path / "trimmed.session", "1s: it stops"))
+    assert [len(chunk.frames) for chunk in more] == [12 + 24]
+    untrimmed = list(magi.generate("2s: a red circle moves right", **quick))
+    np.testing.assert_array_equal(joined(first + more)[:48], joined(untrimmed))
+
+
+def test_from_an_image_and_a_keyframe(magi: Magi, quick: dict[str, object], tmp_path: Path) -> None:
+    picture = render(Clip("square", 9.0, 0.7, "black", (20.0, 30.0), (Phase("yellow", "still"),)))[0]
+    write_png(tmp_path / "square.png", picture)
+    moved = next(iter(magi.generate("1s: it moves right", image=picture, **quick)))
+    assert np.abs(moved.frames[0].astype(int) - picture).mean() < 12  # the first frame is the picture
+    story = "1s: a red circle moves right\n1s: it moves right [image: square.png]"
+    shown = list(magi.generate(story, folder=tmp_path, **quick))
+    assert np.abs(shown[1].frames[0].astype(int) - picture).mean() < 12
+
+
+def test_a_clip_of_any_length_is_continued(magi: Magi, quick: dict[str, object]) -> None:
+    clip = render(Clip("square", 9.0, 0.7, "black", (50.0, 30.0), (Phase("yellow", "left"),) * 2))
+    for frames, first_chunk in ((48, 2), (32, 1), (10, 0)):
+        chunks = list(magi.generate("1.5s: it keeps moving left", video=clip[-frames:], **quick))
+        assert chunks[0].index == first_chunk
+        assert len(joined(chunks)) == 36
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"height": 65}, "height is 65"),
+        ({"width": -16}, "width is -16"),
+        ({"seed": -1}, "seed"),
+        ({"colour": "red"}, "colour"),
+        ({"image": np.zeros((4, 4, 3), np.uint8), "video": np.zeros((24, 4, 4, 3), np.uint8)}, "not both"),
+        ({"video": np.zeros((3, 64, 64, 3), np.uint8)}, "at least 4"),
+    ],
+)
+def test_what_does_not_fit_is_named(magi: Magi, changes: dict[str, object], named: str) -> None:
+    with pytest.raises(MagiError, match=named):
+        magi.generate(STORY, **changes)
+
+
+def test_the_model_of_another_session_is_refused(magi: Magi, tmp_path: Path) -> None:
+    (tmp_path / "no.session").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    with pytest.raises(MagiError, match="no.session"):
+        magi.extend(tmp_path / "no.session", STORY)
