@@ -15,6 +15,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +29,7 @@ from magi_core.model import MagiDiT
 from magi_core.training.checkpoint import TrainingState, load_state, save_state, start_state
 from magi_core.training.curve import draw_curve
 from magi_core.training.dataset import ClipSet, Mix, draw_sample
-from magi_core.training.objective import LAYOUTS, add_noise, schedule_time, squared_errors
+from magi_core.training.objective import LAYOUTS, Noised, Sample, add_noise, schedule_time, squared_errors
 from magi_core.training.products import attend_products
 
 STATE_FILE, LOG_FILE, CURVE_FILE = "dit.safetensors", "dit.jsonl", "dit.png"
@@ -57,6 +58,8 @@ class DiTSettings:
     """The learning rate falls linearly to zero over this last share of the run."""
     average: float = 0.995
     save_seconds: float = 300.0
+    workers: int = 2
+    """Layouts worked on at the same time. On a CPU, use as many as it has cores and one thread of torch for each."""
 
 
 def train_dit(config: DiTConfig, clips: ClipSet, folder: Path, settings: DiTSettings, device: str = "cpu") -> MagiDiT:
@@ -67,11 +70,12 @@ def train_dit(config: DiTConfig, clips: ClipSet, folder: Path, settings: DiTSett
     state = start_dit(config, folder, settings, device)
     path = folder / STATE_FILE
     history = Losses(folder / LOG_FILE, state.step)
+    pool = ThreadPoolExecutor(settings.workers)
     saved = state.seconds
     while (progress := _progress(state, settings)) < 1:
         begun = time.monotonic()
         _set_rates(state, settings, progress)
-        train_step(state, clips, settings, device, history)
+        train_step(state, clips, settings, device, history, pool)
         state.seconds += time.monotonic() - begun
         if state.step % LOG_EVERY == 0:
             history.write(state.step, state.seconds)
@@ -118,26 +122,38 @@ def optimizers(model: MagiDiT, settings: DiTSettings) -> dict[str, torch.optim.O
     }
 
 
-def train_step(state: TrainingState, clips: ClipSet, settings: DiTSettings, device: str, history: Losses) -> None:
-    """One step: gradients of every layout's batch, added up, then both optimisers and the average."""
+def train_step(
+    state: TrainingState, clips: ClipSet, settings: DiTSettings, device: str, history: Losses, pool: ThreadPoolExecutor
+) -> None:
+    """One step: gradients of every layout's batch side by side, added up in order, then both optimisers and the average."""
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + state.step)
-    model = cast(MagiDiT, state.model)
     drawn = []
     for name, count in settings.batch.items():
         sample = draw_sample(clips, name, count, settings.mix, generator)
         drawn.append((name, sample, add_noise(sample, LAYOUTS[name], generator)))
     frames = sum(float(noised.weight.sum()) for _, _, noised in drawn)
-    for name, sample, noised in drawn:
+    model = cast(MagiDiT, state.model)
+    parameters = list(model.parameters())
+
+    def gradients(batch: tuple[str, Sample, Noised]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        name, sample, noised = batch
         with torch.autocast(device, torch.bfloat16):
             errors = squared_errors(model, LAYOUTS[name], sample.to(device), noised.to(device))
-        torch.autograd.backward(errors.sum() / frames)
-        history.add(name, errors.detach().cpu(), noised.weight, noised.t)
+        return errors.detach().cpu(), torch.autograd.grad(errors.sum() / frames, parameters)
+
+    for (name, _, noised), (errors, grads) in zip(drawn, pool.map(gradients, drawn), strict=True):
+        history.add(name, errors, noised.weight, noised.t)
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
     nn.utils.clip_grad_norm_(state.optimizers["adamw"].param_groups[0]["params"], 1.0)
-    for optimizer in state.optimizers.values():
-        optimizer.step()
-        optimizer.zero_grad()
+    list(pool.map(_apply, state.optimizers.values()))
     state.step += 1
     state.average(min(settings.average, state.step / (state.step + 10)))
+
+
+def _apply(optimizer: torch.optim.Optimizer) -> None:
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def averaged_model(state: TrainingState, config: DiTConfig) -> MagiDiT:

@@ -39,9 +39,9 @@ class Training:
     clips: int = 12_000
     """Clips of three chunks in the training set."""
     seed: int = 0
-    text: TextTraining = TextTraining()  # noqa: RUF009 - frozen
-    vae: VAETraining = VAETraining()  # noqa: RUF009 - frozen
-    dit: DiTSettings = DiTSettings(steps=5000)  # noqa: RUF009 - frozen
+    text: TextTraining = TextTraining()
+    vae: VAETraining = VAETraining()
+    dit: DiTSettings = DiTSettings(steps=5000)
 
 
 def train(out: Path, settings: Training = Training()) -> None:

@@ -12,7 +12,7 @@ from magi_core.errors import MagiError
 from magi_core.training.dit import STATE_FILE, DiTSettings, start_dit, train_dit
 from tests.training.test_objective import TINY, random_clips
 
-SETTINGS = DiTSettings(steps=6, batch={"first": 2, "next": 1, "stream": 1}, warmup_steps=2)
+SETTINGS = DiTSettings(steps=6, workers=2, batch={"first": 2, "next": 1, "stream": 1}, warmup_steps=2)
 
 
 def test_resumed_equals_unbroken_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
