@@ -36,7 +36,7 @@ def chunk_caption(
     null: Caption,
     chunks_remaining: int,
     tokens: SpecialTokens | None = None,
-    switches: PromptTokens = PromptTokens(),  # noqa: B008 - frozen
+    switches: PromptTokens = PromptTokens(),
 ) -> Caption:
     """The caption of one chunk: special tokens, then the prompt, cut at the null caption's length (caption_max_length).
 
@@ -65,7 +65,7 @@ def stacked_condition(
     null: Caption,
     offset: int = 0,
     tokens: SpecialTokens | None = None,
-    switches: PromptTokens = PromptTokens(),  # noqa: B008 - frozen
+    switches: PromptTokens = PromptTokens(),
 ) -> tuple[Tensor, Tensor]:
     """The whole video's condition at once, as the reference builds it: for checks, it grows with the video.
 

@@ -200,5 +200,5 @@ def plain_mend(text: str) -> str:
     for pattern in (_LIGATURES, _WIDE):
         text = pattern.sub(lambda match: unicodedata.normalize("NFKC", match.group()), text)
     text = re.sub("[\u02bc\u2018-\u201b]", "'", re.sub("[\u201c-\u201f]", '"', text))
-    text = re.sub("\r\n|\r|\u2028|\u2029|\u0085", "\n", text)
+    text = re.sub("\r\n|\r|\u2028|\u2029", "\n", text)
     return unicodedata.normalize("NFC", _CONTROL.sub("", text))

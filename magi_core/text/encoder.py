@@ -22,7 +22,7 @@ from magi_core.text.cache import EmbeddingCache
 from magi_core.text.caption import Caption
 from magi_core.text.cleaning import clean_caption
 from magi_core.text.tokenizer import PAD_ID, Tokenizer, byte_ids, sentencepiece_tokenizer
-from magi_core.text.weights import find_t5, fingerprint, read_t5
+from magi_core.text.weights import T5Files, find_t5, fingerprint, read_t5
 
 if TYPE_CHECKING:
     from transformers import T5EncoderModel
@@ -33,14 +33,14 @@ logger = logging.getLogger(__name__)
 class T5TextEncoder:
     """A T5 encoder with its tokenizer (spec section 10).
 
-    place: a folder like the release's t5-v1_1-xxl (or the folder that holds it), or one safetensors file.
+    place: a folder like the release's t5-v1_1-xxl (or the folder that holds it), one safetensors file, or what ``find_t5`` found.
     vocabulary: the tokenizer's folder where it is not the model's own. max_length: DiTConfig.caption_max_length.
     dtype: float32 as in the reference, or bfloat16 for half the memory. Raises MagiError when the files cannot be used.
     """
 
     def __init__(
         self,
-        place: Path,
+        place: Path | T5Files,
         *,
         vocabulary: Path | None = None,
         max_length: int = 800,
@@ -52,7 +52,7 @@ class T5TextEncoder:
             raise MagiError(f"the text encoder cannot run in {dtype}; use torch.float32 or torch.bfloat16")
         if max_length < 1:
             raise MagiError(f"caption_max_length is {max_length}; it must be at least 1")
-        self.files = find_t5(place, vocabulary)
+        self.files = place if isinstance(place, T5Files) else find_t5(place, vocabulary)
         self.max_length = max_length
         self.dtype = dtype
         self.device = torch.device(device)
