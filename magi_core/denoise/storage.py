@@ -70,6 +70,7 @@ def write_session(path: Path, stored: Stored, model: MagiDiT) -> None:
         "position": asdict(state.position),
         "captions": {chunk: place[id(caption)] for chunk, caption in state.captions.items()},
         "notes": dict(stored.notes),
+        "tensors": sorted(tensors),
         **{name: getattr(stored, name) for name in ("height", "width", "seed", "prefix_frames")},
     }
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
@@ -109,6 +110,11 @@ def read_session(path: Path, model: MagiDiT) -> Stored:
 
 
 def _parse(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Stored:
+    numbers = ("height", "width", "seed", "prefix_frames")
+    if header["tensors"] != sorted(tensors):
+        raise ValueError("tensors are missing")
+    if any(type(header[name]) is not int or header[name] < 0 for name in numbers):
+        raise ValueError("a setting is no number")
     sampling: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in header["sampling"].items()}
     cache = _group("cache", tensors)
     captions = {int(i): _caption(embedding) for i, embedding in _group("caption", tensors).items()}
@@ -120,14 +126,14 @@ def _parse(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Stored:
         clean={int(chunk): t for chunk, t in _group("clean", tensors).items()},
         cache=KVCache.from_state(cache) if cache else None,
     )
-    plain = {name: header[name] for name in ("height", "width", "seed", "prefix_frames", "notes")}
     return Stored(
         sampling=Sampling(**sampling),
         null=_caption(tensors["null"]),
         noise=tensors.get("noise"),
         state=state,
+        notes={str(name): str(note) for name, note in header["notes"].items()},
         extra=_group("extra", tensors),
-        **plain,
+        **{name: header[name] for name in numbers},
     )
 
 
@@ -145,6 +151,7 @@ def _is_whole(stored: Stored, config: DiTConfig) -> bool:
     newest_clean = range(position.first_needed(schedule, config.num_layers), oldest)
     return (
         position.steps_left(schedule) >= 0
+        and position.steps_done >= 0
         and set(state.captions) == set(range(oldest, position.planned))
         and set(state.in_flight) == set(range(oldest, min(position.end, -(-position.clock // k))))
         and set(state.clean) >= set(newest_clean)

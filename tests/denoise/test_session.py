@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -231,33 +232,25 @@ def test_a_window_of_one_is_chunk_by_chunk(start: Start, lengths: list[int], cle
 
 
 def test_an_interrupted_step_changes_nothing(start: Start) -> None:
-    straight, interrupted = (
-        start(Sampling(num_steps=4, chunk_width=WIDTH), video(5)),
-        start(Sampling(num_steps=4, chunk_width=WIDTH), video(5)),
-    )
+    sampling = Sampling(num_steps=4, chunk_width=WIDTH)
+    straight, interrupted = start(sampling, video(5)), start(sampling, video(5))
     for made in (straight, interrupted):
         made.add(conditions(0, 3))
-    calls = 0
+    chunks, attend = [], interrupted.model.attend
+    for step in range(interrupted.progress.total):
+        calls = iter(range(step % 7))  # attention calls that succeed before the interrupt; a step has at least 12
 
-    def unlucky(attend: Callable[..., Tensor], *arguments: object) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls % 7 == 0:
-            raise KeyboardInterrupt
-        return attend(*arguments)
+        def unlucky(*arguments: Any, calls: Iterator[int] = calls) -> Tensor:
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return attend(*arguments)
 
-    model, chunks = interrupted.model, []
-    attend = model.attend
-    with patch.object(model, "attend", lambda *arguments: unlucky(attend, *arguments)):
-        while not interrupted.done:
-            before = interrupted.state
-            try:
-                finished = interrupted.step()
-            except KeyboardInterrupt:
-                assert interrupted.state is before
-                calls = -20
-                continue
-            chunks += [finished] if finished else []
+        before = interrupted.state
+        with patch.object(interrupted.model, "attend", unlucky), pytest.raises(KeyboardInterrupt):
+            interrupted.step()
+        assert interrupted.state is before
+        finished = interrupted.step()
+        chunks += [finished] if finished else []
     assert_same(chunks, straight.run())
 
 

@@ -68,14 +68,14 @@ def test_every_single_loss_is_noticed(path: Path, tiny: MagiDiT) -> None:
         return [*tensors, *shapes, *fields, *places, *types]
 
     silent = []
-    for i, change in enumerate(losses()):
+    for change in losses():
         path.write_bytes(whole)
         rewrite(path, change)
         try:
             Session.load(path, tiny)
         except MagiError:
             continue
-        silent.append((i, change.__defaults__))
+        silent.append(change)
     assert silent == []
 
 
