@@ -5,7 +5,6 @@ The events are those of the reference: what each forward pass is given, how time
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ import torch
 from magi_core.config import Sampling
 from magi_core.denoise.schedule import (
     Schedule,
-    Step,
     chunk_count,
     first_new_frame,
     kv_chunks,
@@ -30,82 +28,61 @@ def trace(
     text_tokens and null_tokens: length of every chunk's caption and of the null caption. Chunks of ``yield`` events count from
     the first one denoised.
     """
-    schedule = Schedule.of(sampling)
-    width = sampling.chunk_width
-    offset = prefix_frames // width
-    end = chunk_count(new_frames, prefix_frames, width)
+    schedule, width = Schedule.of(sampling), sampling.chunk_width
+    offset, end = prefix_frames // width, chunk_count(new_frames, prefix_frames, width)
     clean = torch.tensor(sampling.clean_t, dtype=torch.float32).item()
     events: list[dict[str, Any]] = []
     if offset:
-        reads = [kv_chunks(chunk, prefix_kv_length(sampling)) for chunk in range(offset)]
-        seen = (0, offset, False, False, schedule.intervals[0], [clean] * offset, reads)
-        events.append(_forward("extract_prefix", *seen, [null_tokens] * offset, null_tokens, width))
+        events.append(
+            {
+                "event": "extract_prefix",
+                "slice_point": 0,
+                "range_num": offset,
+                "denoising_range_num": offset,
+                "fwd_extra_1st_chunk": False,
+                "distill_nearly_clean_chunk": False,
+                "distill_interval": schedule.intervals[0],
+                "timestep": [clean] * offset,
+                "kv_range_in_chunks": [list(kv_chunks(chunk, prefix_kv_length(sampling))) for chunk in range(offset)],
+                "num_latent_frames_in": offset * width,
+                "text_tokens_per_chunk_cond": [null_tokens] * offset,
+                "text_tokens_per_chunk_null": [null_tokens] * offset,
+            }
+        )
     for number, step in enumerate(schedule.run(offset, end)):
-        events += _step(schedule, number, step, offset, end, clean, (text_tokens, null_tokens))
+        extra, chunks = int(step.extra), len(step.chunks)
+        stage, j = divmod(number, schedule.stage_steps)
+        before = [schedule.times[s] for s in step.steps]
+        events.append(
+            {
+                "event": "forward",
+                "slice_point": step.chunks.start - extra,
+                "range_num": step.chunks.stop,
+                "denoising_range_num": extra + chunks,
+                "fwd_extra_1st_chunk": step.extra,
+                "distill_nearly_clean_chunk": step.near_clean,
+                "distill_interval": step.interval,
+                "timestep": [clean] * extra + before,
+                "kv_range_in_chunks": [list(seen) for seen in step.kv_chunks],
+                "num_latent_frames_in": (extra + chunks) * width,
+                "text_tokens_per_chunk_cond": [null_tokens] * extra + [text_tokens] * chunks,
+                "text_tokens_per_chunk_null": [null_tokens] * (extra + chunks),
+            }
+        )
+        events.append(
+            {
+                "event": "integrate",
+                "step": number,
+                "denoise_step_per_stage": schedule.stage_steps,
+                "denoise_stage": stage,
+                "denoise_idx": j,
+                "chunk_offset": offset,
+                **window_stage(offset + stage, end, sampling.window_size, offset)._asdict(),
+                "t_before": before,
+                "t_after": [schedule.times[s + 1] for s in step.steps],
+            }
+        )
         if step.steps[0] == sampling.num_steps - 1:
-            chunk = step.chunks.start
-            frames = width - first_new_frame(chunk, prefix_frames, width)
-            events.append({"event": "yield", "chunk_idx": chunk - offset, "num_latent_frames": frames})
+            frames = width - first_new_frame(step.chunks.start, prefix_frames, width)
+            events.append({"event": "yield", "chunk_idx": step.chunks.start - offset, "num_latent_frames": frames})
     return events
-
-
-def _step(
-    schedule: Schedule, number: int, step: Step, offset: int, end: int, clean: float, tokens: tuple[int, int]
-) -> Iterator[dict[str, Any]]:
-    before = [schedule.times[s] for s in step.steps]
-    extra = int(step.extra)
-    yield _forward(
-        "forward",
-        step.chunks.start - extra,
-        step.chunks.stop,
-        step.extra,
-        step.near_clean,
-        step.interval,
-        [clean] * extra + before,
-        step.kv_chunks,
-        [tokens[1]] * extra + [tokens[0]] * len(before),
-        tokens[1],
-        schedule.sampling.chunk_width,
-    )
-    stage, j = divmod(number, schedule.stage_steps)
-    window = window_stage(stage + offset, end, schedule.sampling.window_size, offset)
-    yield {
-        "event": "integrate",
-        "step": number,
-        "denoise_step_per_stage": schedule.stage_steps,
-        "denoise_stage": stage,
-        "denoise_idx": j,
-        "chunk_offset": offset,
-        **window._asdict(),
-        "t_before": before,
-        "t_after": [schedule.times[s + 1] for s in step.steps],
-    }
-
-
-def _forward(
-    event: str,
-    first: int,
-    end: int,
-    extra: bool,
-    near_clean: bool,
-    interval: int,
-    times: list[float],
-    kv: Any,
-    text_tokens: list[int],
-    null_tokens: int,
-    width: int,
-) -> dict[str, Any]:
-    return {
-        "event": event,
-        "slice_point": first,
-        "range_num": end,
-        "denoising_range_num": len(times),
-        "fwd_extra_1st_chunk": extra,
-        "distill_nearly_clean_chunk": near_clean,
-        "distill_interval": interval,
-        "timestep": times,
-        "kv_range_in_chunks": [list(seen) for seen in kv],
-        "num_latent_frames_in": len(times) * width,
-        "text_tokens_per_chunk_cond": text_tokens,
-        "text_tokens_per_chunk_null": [null_tokens] * len(times),
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magi_core.config import Sampling
@@ -36,10 +36,10 @@ def test_stages_are_the_recorded_ones(golden: Golden) -> None:
 def test_whole_runs_are_the_recorded_ones(golden: Golden) -> None:
     for run in golden.json("schedules.json")["traces"]:
         names = ("window_size", "num_steps", "shortcut_mode", "clean_chunk_kvrange", "cfg_number")
-        settings = Sampling(
+        sampling = Sampling(
             **{name: run[name] for name in names}, noise2clean_kvrange=tuple(run["noise2clean_kvrange"])
         )
-        events = trace(settings, run["num_frames"] // 4, run["prefix_latent_frames"], 37, 50)
+        events = trace(sampling, run["num_frames"] // 4, run["prefix_latent_frames"], 37, 50)
         assert events == run["events"]
 
 
@@ -48,7 +48,7 @@ def test_an_unknown_curve_is_refused() -> None:
         timesteps(8, "8,16,16", "cosine")
 
 
-settings = st.builds(
+samplings = st.builds(
     lambda window, kv, clean: replace(
         Sampling(), num_steps=8, window_size=window, noise2clean_kvrange=kv, clean_chunk_kvrange=clean
     ),
@@ -58,7 +58,8 @@ settings = st.builds(
 )
 
 
-@given(settings, st.integers(0, 5), st.integers(1, 9))
+@settings(max_examples=60, deadline=None)
+@given(samplings, st.integers(0, 5), st.integers(1, 9))
 def test_first_read_is_the_oldest_chunk_of_all_that_follows(sampling: Sampling, offset: int, chunks: int) -> None:
     schedule = Schedule.of(sampling)
     end = offset + chunks
