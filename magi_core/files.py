@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from magi_core.errors import MagiError
 
@@ -16,27 +18,24 @@ def atomic_write(target: Path) -> Iterator[Path]:
     """Give a temporary path beside ``target``; when the block ends well, rename it to ``target``.
 
     The parent folder is made. On any exception the temporary file is removed and ``target`` keeps its old content.
-    Raises MagiError when the folder cannot be written.
+    Raises MagiError when the folder cannot be written or the disk is full.
     """
     target = Path(target)
+    temporary = target.with_name(f".{target.stem}-{uuid.uuid4().hex}{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
-        os.close(handle)
-    except OSError as error:
-        raise MagiError(
-            f"cannot write {target}: {error.strerror}. Choose a folder that exists and is writable"
-        ) from error
-    temporary = Path(name)
+        temporary.touch(exist_ok=False)
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        raise _cannot_write(target, error) from error
     try:
         yield temporary
         os.replace(temporary, target)
-        os.chmod(target, 0o666 & ~_umask())
+    except (OSError, SafetensorError) as error:
+        raise _cannot_write(target, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def _cannot_write(target: Path, error: Exception) -> MagiError:
+    reason = getattr(error, "strerror", None) or error
+    return MagiError(f"cannot write {str(target)!r}: {reason}. Free space, or choose a folder that can be written")

@@ -263,6 +263,10 @@ def load(
         log.info("%s", note)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise MagiError(f"device is '{device}', which cannot be used here ({error}); use cpu, cuda or cuda:0") from error
     return Magi(files, device=device, dtype=dtype, text_cache=text_cache)
 
 

@@ -28,18 +28,38 @@ def run(*words: str) -> int:
 
 
 def test_generate_then_extend(tmp_path: Path) -> None:
-    assert run("generate", "--storyboard", STORY, "--steps", "4", "-o", "a.mp4", "--save-session", "a.session", "--quiet") == 0
+    assert (
+        run("generate", "--storyboard", STORY, "--steps", "4", "-o", "a.mp4", "--save-session", "a.session", "--quiet")
+        == 0
+    )
     assert len(read_video(Path("a.mp4"))) == 36
     metadata = read_metadata(Path("a.mp4"))
     assert json.loads(metadata["prompt"])["shots"][1]["prompt"] == "it stops"
     assert json.loads(metadata["settings"])["sampling"]["num_steps"] == 4
     assert run("extend", "a.session", "--prompt", "it moves up", "--seconds", "1", "-o", "b.mp4", "--quiet") == 0
     assert len(read_video(Path("b.mp4"))) == 12 + 24
-    assert run("generate", "--prompt", "it moves up", "--seconds", "0.5", "--video", "a.mp4", "--steps", "4", "-o", "c.webm") == 0
+    assert (
+        run(
+            "generate",
+            "--prompt",
+            "it moves up",
+            "--seconds",
+            "0.5",
+            "--video",
+            "a.mp4",
+            "--steps",
+            "4",
+            "-o",
+            "c.webm",
+        )
+        == 0
+    )
     assert len(read_video(Path("c.webm"))) == 12
 
 
-def test_ctrl_c_keeps_what_is_finished_and_goes_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_keeps_what_is_finished_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ("--storyboard", "3s: a red circle moves right", "--steps", "4", "--window", "1", "--quiet")
     assert run("generate", *words, "-o", "whole.mp4") == 0
     step, steps = Generation.step, iter(range(6))
@@ -88,7 +108,7 @@ def test_plan_check_and_convert(capsys: pytest.CaptureFixture[str]) -> None:
         (["generate", "--prompt", "a", "-o", "a.avi"], "a.avi"),
         (["generate", "--prompt", "a", "--more-to-come", "-3"], "more_to_come"),
         (["generate", "--storyboard", "no.json"], "no.json"),
-        (["generate", "--storyboard", '{"version": 9}'], "version"),
+        (["generate", "--storyboard", '{"version": 9, "shots": [{"prompt": "a", "seconds": 1}]}'], "version"),
         (["generate", "--storyboard", "1s: a [image: ../../secret.png]"], "secret"),
         (["extend", "no.session", "--prompt", "a"], "no.session"),
         (["plan", "--storyboard", "two seconds: a", "--seconds", "2"], "--seconds"),

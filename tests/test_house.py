@@ -61,13 +61,17 @@ def test_nothing_runs_code_from_files_or_shells() -> None:
 
 
 def test_importing_the_package_is_cheap() -> None:
-    heavy = "import magi_core, sys; print([m for m in ('transformers', 'av', 'cv2', 'bs4', 'tqdm') if m in sys.modules])"
+    heavy = (
+        "import magi_core, sys; print([m for m in ('transformers', 'av', 'cv2', 'bs4', 'tqdm') if m in sys.modules])"
+    )
     answer = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True, cwd=ROOT)
     assert answer.stdout.strip() == "[]"
 
 
 def test_the_pack_imports_where_comfyui_is_absent() -> None:
-    spec = importlib.util.spec_from_file_location("magi_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        "magi_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     assert spec and spec.loader
     pack = importlib.util.module_from_spec(spec)
     sys.modules["magi_pack"] = pack

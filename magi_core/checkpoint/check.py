@@ -34,7 +34,7 @@ OPTIONAL_PACKAGES = {
     "ftfy": "caption cleaning",
     "bs4": "caption cleaning",
     "av": "video files",
-    "cv2": "resizing, scoring",
+    "cv2": "scoring",
     "zstandard": ".zst shards",
     "tqdm": "progress bars",
 }

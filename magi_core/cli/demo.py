@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     magi = load("nano")
     story = (EXAMPLES / "demo.txt").read_text(encoding="utf-8")
     clip = _draw_clip(folder / "clip.mp4")
-    parts = {
+    parts: dict[str, Callable[[], Generation]] = {
         "storyboard": lambda: magi.generate(story, seed=1),
         "image": lambda: magi.generate(FROM_IMAGE, image=read_image(EXAMPLES / "circle.png"), seed=2),
         "continuation": lambda: magi.generate(CONTINUED, video=read_video(clip, fps=magi.config.fps), seed=3),

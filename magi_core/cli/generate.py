@@ -118,9 +118,9 @@ def run_generate(arguments: argparse.Namespace) -> int:
 
     storyboard, folder = _story(arguments)
     magi = _load(arguments)
-    wishes = replace(
-        _wishes(arguments), **_size(arguments.size), seed=arguments.seed, sampling=_sampling(arguments, magi)
-    )
+    height, width = _size(arguments.size)
+    sampling = _sampling(arguments, magi)
+    wishes = replace(_wishes(arguments), height=height, width=width, seed=arguments.seed, sampling=sampling)
     image = read_image(arguments.image) if arguments.image else None
     video = read_video(arguments.video, fps=magi.config.fps, last=CLIP_FRAMES) if arguments.video else None
     generation = magi.generate(storyboard, image=image, video=video, wishes=wishes, folder=folder)
@@ -210,13 +210,14 @@ def _wishes(arguments: argparse.Namespace) -> Wishes:
     return Wishes(tokens=tokens, negative=arguments.negative, fit=arguments.fit, more_to_come=arguments.more_to_come)
 
 
-def _size(text: str | None) -> dict[str, int]:
+def _size(text: str | None) -> tuple[int | None, int | None]:
+    """(height, width) of "WxH"."""
     if text is None:
-        return {}
+        return None, None
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
     if not match:
         raise MagiError(f"--size is {text!r}; write width x height in pixels, like 1280x720")
-    return {"width": int(match[1]), "height": int(match[2])}
+    return int(match[2]), int(match[1])
 
 
 def _sampling(arguments: argparse.Namespace, magi: Magi) -> Sampling:

@@ -94,7 +94,7 @@ def _count_pieces(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     try:
         import cv2
     except ImportError as error:
-        raise missing_extra("opencv-python-headless", "image", "counting objects in frames") from error
+        raise missing_extra("opencv-python-headless", "evaluation", "counting objects in frames") from error
     counts = []
     for frame in mask.astype(np.uint8):
         _, _, statistics, _ = cv2.connectedComponentsWithStats(frame, connectivity=8)

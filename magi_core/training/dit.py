@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from magi_core.config import DiTConfig
+from magi_core.errors import MagiError
 from magi_core.model import MagiDiT
 from magi_core.training.checkpoint import TrainingState, load_state, save_state, start_state
 from magi_core.training.curve import draw_curve
@@ -60,6 +61,14 @@ class DiTSettings:
     save_seconds: float = 300.0
     workers: int = 2
     """Layouts worked on at the same time. On a CPU, use as many as it has cores and one thread of torch for each."""
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.minutes is None):
+            raise MagiError("give either steps or minutes, one of them")
+        for name in ("steps", "minutes"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise MagiError(f"{name} is {value}; it must be above 0")
 
 
 def train_dit(config: DiTConfig, clips: ClipSet, folder: Path, settings: DiTSettings, device: str = "cpu") -> MagiDiT:

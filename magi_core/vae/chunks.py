@@ -18,7 +18,7 @@ def encode_frames(vae: ViTVAE, frames: npt.NDArray[np.uint8], scale_factor: floa
 
     Raises MagiError where the size or the number of frames does not fit the VAE.
     """
-    video = frames_to_video(torch.from_numpy(np.ascontiguousarray(frames)))
+    video = frames_to_video(torch.from_numpy(np.array(frames)))
     latents = encode_tiled(vae, video.to(vae.device), tiling)
     return latents.float() * scale_factor
 
