@@ -1,0 +1,67 @@
+"""``train`` at the smallest size, from the shipped text encoder and VAE; the data set's reproducibility, and the loss curve."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from magi_core.config import read_config
+from magi_core.training.curve import draw_curve
+from magi_core.training.dataset import write_shard
+from magi_core.training.dit import DiTSettings
+from magi_core.training.train import NANO, Training, train
+from magi_core.training.vae import NANO_VAE
+from magi_core.vae import ViTVAE
+
+SHIPPED = Path(__file__).parents[2] / "assets" / "nano"
+
+SMALLEST = Training(
+    clips=3,
+    dit=DiTSettings(steps=2, batch={"first": 1, "next": 1}),
+)
+
+
+def test_train_finishes_a_model_folder_and_a_second_call_changes_nothing(tmp_path: Path) -> None:
+    for part in ("t5", "vae"):
+        shutil.copytree(SHIPPED / part, tmp_path / part)
+    shutil.copy(SHIPPED / "special_tokens.npz", tmp_path)
+    train(tmp_path, SMALLEST)
+    weights = tmp_path / "inference_weight" / "model.safetensors"
+    made = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.suffix in (".safetensors", ".npz", ".json")}
+    assert read_config(tmp_path / "config.json") == NANO
+    assert all(tensor.dtype == torch.float16 for tensor in load_file(weights).values())
+    assert (tmp_path / "training" / "dit.png").stat().st_size > 0
+    train(tmp_path, SMALLEST)
+    for path, content in made.items():
+        if path.name != "dit.safetensors":
+            assert path.read_bytes() == content, path
+
+
+def test_equal_seeds_give_equal_clips_and_others_do_not(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vae = ViTVAE(NANO_VAE).eval()
+    for name, seed, indices in (
+        ("one", 0, range(2)),
+        ("same", 0, range(2)),
+        ("other", 1, range(2)),
+        ("later", 0, range(1, 2)),
+    ):
+        write_shard(tmp_path / name, vae, "narrow", indices, seed)
+    one, same, other, later = (load_file(tmp_path / n)["latents"] for n in ("one", "same", "other", "later"))
+    assert one.shape == (2, 3, 16, 6, 8, 8)
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    torch.testing.assert_close(later[0], one[1], rtol=0.02, atol=0.02)
+
+
+def test_the_curve_shows_every_series_and_survives_none(tmp_path: Path) -> None:
+    draw_curve(tmp_path / "a.png", "loss", {"first": [(i, 1 / i) for i in range(1, 50)], "next": [(1, 0.5)]})
+    with Image.open(tmp_path / "a.png") as picture:
+        blue = (np.asarray(picture) == (31, 78, 156)).all(-1)
+    assert blue.sum() > 400
+    draw_curve(tmp_path / "b.png", "nothing", {})
+    assert (tmp_path / "b.png").exists()
