@@ -139,9 +139,9 @@ class Session:
 
         x = torch.cat([self._input(state, chunk) for chunk in now.chunks], dim=2)
         velocity = dispatch(self.model, self.sampling, self._window(state, now, x), cache)
-        before, after = (torch.tensor([self.schedule.times[s + i] for s in now.steps], device=x.device) for i in (0, 1))
-        frames = (after - before).repeat_interleave(self.sampling.chunk_width)[:, None, None]
-        x = x + velocity[:, :, -x.shape[2] :] * frames
+        times = torch.tensor(self.schedule.times, dtype=torch.float32, device=x.device)
+        step_sizes = times.diff()[list(now.steps)].repeat_interleave(self.sampling.chunk_width)[:, None, None]
+        x = x + velocity[:, :, -x.shape[2] :] * step_sizes
 
         position = replace(position, clock=position.clock + 1, steps_done=position.steps_done + 1)
         latents = dict(zip(now.chunks, torch.split(x, self.sampling.chunk_width, dim=2), strict=True))

@@ -154,6 +154,18 @@ def test_saved_and_loaded_after_any_step_it_ends_in_the_same_bits(
     assert_same(straight.run(), loaded.run())
 
 
+@several
+@given(samplings())
+def test_prefix_chunks_that_are_not_read_cannot_matter(start: Start, sampling: Sampling) -> None:
+    trimmed = start(sampling, video(21))
+    with patch.object(Schedule, "first_prefix_chunk", lambda self, offset, layers: 0):
+        whole = start(sampling, video(21))
+        whole.add(conditions(0, 2))
+        expected = whole.run()
+    trimmed.add(conditions(0, 2))
+    assert_same(trimmed.run(), expected)
+
+
 class FullCache(KVCache):
     """Forgets nothing."""
 
