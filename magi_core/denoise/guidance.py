@@ -9,7 +9,7 @@ Notable:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,6 +46,10 @@ class Window:
     """The distilled model's step size; None for base models."""
     write_chunks: int = 0
     """How many chunks, from left, are stored in the cache."""
+
+
+Dispatch = Callable[[MagiDiT, Sampling, Window, KVCache], Tensor]
+"""How a window becomes a velocity; ``dispatch`` is the plain way."""
 
 
 def dispatch(model: MagiDiT, sampling: Sampling, window: Window, cache: KVCache) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from magi_core.config import Sampling
 from magi_core.denoise.checks import check_caption, check_latents, check_size
-from magi_core.denoise.guidance import Window, dispatch, remember
+from magi_core.denoise.guidance import Dispatch, Window, dispatch, remember
 from magi_core.denoise.noise import check_seed, chunk_noise
 from magi_core.denoise.schedule import Schedule, Step, first_new_frame, kv_chunks, prefix_kv_length, step_embedding
 from magi_core.denoise.state import Position, SessionState
@@ -79,14 +79,17 @@ class Session:
         null: Caption,
         prefix: Tensor | None = None,
         noise: Tensor | None = None,
+        dispatch: Dispatch = dispatch,
     ) -> None:
         """height, width: of the latents. null: what unguided passes are told. seed: 0 .. 2**64 - 1, see ``chunk_noise``.
 
         prefix: scaled latents [1, C, P, H, W] of what is continued, of any length; P = 1 is a first image, which becomes the first
         frame of the video that comes out. Whole chunks of it shift the numbering: the first new chunk is number P // chunk_width.
-        noise: noise of the whole video [1, C, T, H, W], in place of the seed's. Raises MagiError for what does not fit.
+        noise: noise of the whole video [1, C, T, H, W], in place of the seed's. dispatch: how a window becomes a velocity.
+        Raises MagiError for what does not fit.
         """
         self.model, self.sampling, self.schedule = model, sampling, Schedule.of(sampling)
+        self.dispatch = dispatch
         self.height, self.width, self.seed = height, width, check_seed(seed)
         check_size(model, height, width)
         self.null = check_caption(null, model)
@@ -138,7 +141,7 @@ class Session:
         now = self.schedule.step(position.offset, position.end, position.clock)
 
         x = torch.cat([self._input(state, chunk) for chunk in now.chunks], dim=2)
-        velocity = dispatch(self.model, self.sampling, self._window(state, now, x), cache)
+        velocity = self.dispatch(self.model, self.sampling, self._window(state, now, x), cache)
         times = torch.tensor(self.schedule.times, dtype=torch.float32, device=x.device)
         step_sizes = times.diff()[list(now.steps)].repeat_interleave(self.sampling.chunk_width)[:, None, None]
         x = x + velocity[:, :, -x.shape[2] :] * step_sizes

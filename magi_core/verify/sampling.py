@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from magi_core.config import MagiConfig
-from magi_core.denoise.guidance import Window, dispatch
+from magi_core.config import MagiConfig, Sampling
+from magi_core.denoise.guidance import Dispatch, Window, dispatch
 from magi_core.denoise.schedule import step_embedding
 from magi_core.denoise.session import ChunkCondition, Session
 from magi_core.golden import Case, Golden
@@ -70,10 +70,19 @@ def _captions(y: Tensor, lengths: Tensor) -> tuple[Caption, ...]:
 
 @torch.inference_mode()
 def loops(golden: Golden, case: Case) -> Outputs:
-    """A whole generation of latents from recorded noise."""
+    """A whole generation of latents from recorded noise, with what every step was given and gave."""
     config = case_config(golden, case.config, case.meta)
-    session = _session(golden, case, case.config, config, case.inputs.get("prefix_video"))
-    return {f"chunk{i}": chunk.latents for i, chunk in enumerate(session.chunks())}
+    steps: Outputs = {}
+
+    def recorded(model: MagiDiT, sampling: Sampling, window: Window, cache: KVCache) -> Tensor:
+        velocity = dispatch(model, sampling, window, cache)
+        steps.update({f"step{len(steps) // 2}.x": window.x, f"step{len(steps) // 2}.velocity": velocity})
+        return velocity
+
+    session = _session(golden, case, case.config, config, case.inputs.get("prefix_video"), recorded)
+    chunks = {f"chunk{i}": chunk.latents for i, chunk in enumerate(session.chunks())}
+    wanted = case.id.endswith("_steps") or any(name.startswith("step") for name in case.output_names)
+    return chunks | (steps if wanted else {})
 
 
 @torch.inference_mode()
@@ -93,7 +102,14 @@ def pipeline(golden: Golden, case: Case) -> Outputs:
     return outputs
 
 
-def _session(golden: Golden, case: Case, dit: str, config: MagiConfig, prefix: Tensor | None) -> Session:
+def _session(
+    golden: Golden,
+    case: Case,
+    dit: str,
+    config: MagiConfig,
+    prefix: Tensor | None,
+    dispatch: Dispatch = dispatch,
+) -> Session:
     """A session with the case's noise, prompt and special tokens; chunks are planned as far as the noise reaches."""
     model: MagiDiT = recorded_dit(golden, dit)
     switches, negative = switches_from(case.meta.get("env") or {})
@@ -109,6 +125,7 @@ def _session(golden: Golden, case: Case, dit: str, config: MagiConfig, prefix: T
         null=null,
         prefix=prefix,
         noise=noise,
+        dispatch=dispatch,
     )
     width = config.sampling.chunk_width
     count = noise.shape[2] // width - (0 if prefix is None else prefix.shape[2] // width)
