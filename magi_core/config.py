@@ -8,6 +8,7 @@ with what surrounds them). Presets for the released models and magi-nano stand a
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from magi_core.errors import MagiError
+from magi_core.errors import MagiError, shorten, whole_number
 
 DTYPES = {
     "float32": torch.float32,
@@ -114,6 +115,11 @@ class DiTConfig:
 
 
 MAX_RATIO = 16
+MAX_SIDE = 8192
+"""Of a video, in pixels."""
+MAX_STEPS = 1000
+"""Of denoise steps, chunks in a window and latent frames of a chunk."""
+MAX_KV_CHUNKS = 1_000_000
 MAX_NUMBER = 1 << 63
 """No setting is infinite, NaN or larger than this, whatever a JSON file says."""
 MERGE_SLICES = 8
@@ -139,8 +145,21 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "window_size", "chunk_width"):
-            if getattr(self, name) < 1:
-                raise MagiError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            whole_number(name, getattr(self, name), 1, MAX_STEPS)
+        for name in ("cfg_t_range", "prev_chunk_scales", "text_scales", "noise2clean_kvrange"):
+            if not isinstance(getattr(self, name), tuple):
+                raise MagiError(f"{name} is {shorten(getattr(self, name))}; it must be a tuple of numbers")
+        for name in ("cfg_t_range", "prev_chunk_scales", "text_scales"):
+            for value in getattr(self, name):
+                _finite_number(f"an entry of {name}", value)
+        for name in ("clean_t", "distill_nearly_clean_chunk_threshold"):
+            _finite_number(name, getattr(self, name))
+        if not isinstance(self.shortcut_mode, str):
+            raise MagiError(f"shortcut_mode is {shorten(self.shortcut_mode)}; it must be text like '8,16,16'")
+        for length in self.noise2clean_kvrange:
+            whole_number("an entry of noise2clean_kvrange", length, 1, MAX_KV_CHUNKS)
+        if self.clean_chunk_kvrange != -1:  # which stands for the last noise2clean_kvrange
+            whole_number("clean_chunk_kvrange", self.clean_chunk_kvrange, 1, MAX_KV_CHUNKS)
         if self.num_steps % self.window_size:
             raise MagiError(
                 f"num_steps {self.num_steps} is not a multiple of window_size {self.window_size}; "
@@ -150,18 +169,20 @@ class Sampling:
             raise MagiError(
                 f"num_steps {self.num_steps} is not a multiple of {len(self.noise2clean_kvrange)}, the number of noise2clean_kvrange entries"
             )
-        if any(n < 1 for n in self.noise2clean_kvrange):
-            raise MagiError(
-                f"noise2clean_kvrange is {list(self.noise2clean_kvrange)}; every entry must be at least 1 (the chunk itself)"
-            )
-        if self.clean_chunk_kvrange < 1 and self.clean_chunk_kvrange != -1:
-            raise MagiError(
-                f"clean_chunk_kvrange is {self.clean_chunk_kvrange}; it must be at least 1, or -1 for the last noise2clean_kvrange"
-            )
         if self.cfg_number not in (1, 3):
-            raise MagiError(f"cfg_number is {self.cfg_number}; it must be 3 (base model) or 1 (distilled model)")
-        if not len(self.cfg_t_range) == len(self.prev_chunk_scales) == len(self.text_scales):
+            raise MagiError(
+                f"cfg_number is {shorten(self.cfg_number)}; it must be 3 (base model) or 1 (distilled model)"
+            )
+        if not len(self.cfg_t_range) == len(self.prev_chunk_scales) == len(self.text_scales) >= 1:
             raise MagiError("cfg_t_range, prev_chunk_scales and text_scales must have the same number of entries")
+        if self.cfg_t_range[0] > 0 or list(self.cfg_t_range) != sorted(self.cfg_t_range):
+            raise MagiError(f"cfg_t_range is {list(self.cfg_t_range)}; it must begin with 0 and rise")
+
+
+def _finite_number(name: str, value: object) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
+    if not number:
+        raise MagiError(f"{name} is {shorten(value)}; it must be a finite number")
 
 
 @dataclass(frozen=True)
@@ -182,6 +203,10 @@ class MagiConfig:
     vae_pretrained: str = ""
 
     def __post_init__(self) -> None:
+        for name, high in (("height", MAX_SIDE), ("width", MAX_SIDE), ("fps", 240), ("temporal_downsample_factor", 64)):
+            whole_number(f"runtime_config.{name}", getattr(self, name), 1, high)
+        if not 0 < self.scale_factor < MAX_NUMBER:
+            raise MagiError(f"runtime_config.scale_factor is {self.scale_factor}; it must be above 0")
         if self.sampling.cfg_number != (1 if self.dit.distill or self.dit.fp8_quant else 3):
             kind = "distilled or fp8" if self.dit.distill or self.dit.fp8_quant else "base"
             raise MagiError(

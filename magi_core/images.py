@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from magi_core.errors import MagiError
+from magi_core.errors import MagiError, whole_number
 from magi_core.files import atomic_write
 
 Fit = Literal["stretch", "crop", "pad"]
@@ -159,8 +159,7 @@ def check_frames(frames: Frames) -> None:
 def check_size(height: int, width: int) -> None:
     """Raise MagiError unless both sides are whole numbers from 1 to 16384."""
     for name, side in (("height", height), ("width", width)):
-        if isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= MAX_SIDE:
-            raise MagiError(f"{name} is {side!r}; it must be a whole number of pixels from 1 to {MAX_SIDE}")
+        whole_number(f"{name} in pixels", side, 1, MAX_SIDE)
 
 
 def _rgb(image: Image.Image, path: Path) -> Image.Image:

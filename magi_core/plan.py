@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Rational, Real
 
-from magi_core.errors import MagiError
+from magi_core.errors import MagiError, shorten, whole_number
 from magi_core.storyboard import Shot, Storyboard
-from magi_core.storyboard_forms import shorten
 
 MAX_DURATION_TOKEN = 8
 """The model knows "8 chunks remain" at most (spec 9); longer countdowns say 8."""
@@ -108,9 +107,9 @@ def plan(
     Raises MagiError when a number is outside of its range.
     """
     rate = checked_fps(fps)
-    chunk_frames = _checked_count("chunk_frames", chunk_frames, 1, 10_000)
-    more_to_come = _checked_count("more_to_come", more_to_come, 0, MAX_MORE_TO_COME)
-    skip = _checked_count("prefix_frames", prefix_frames, 0, 2**40) % chunk_frames
+    chunk_frames = whole_number("chunk_frames", chunk_frames, 1, 10_000)
+    more_to_come = whole_number("more_to_come", more_to_come, 0, MAX_MORE_TO_COME)
+    skip = whole_number("prefix_frames", prefix_frames, 0, 2**40) % chunk_frames
 
     shots = storyboard.shots
     ends = _frames_at_ends(shots, rate)
@@ -168,12 +167,6 @@ def _frames_at_ends(shots: tuple[Shot, ...], rate: Fraction) -> list[Fraction]:
 
 def _half_up(value: Fraction) -> int:
     return math.floor(value + Fraction(1, 2))
-
-
-def _checked_count(name: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise MagiError(f"{name} is {shorten(value)}; it must be a whole number from {low} to {high}")
-    return value
 
 
 def _one_line(prompt: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from magi_core.errors import MagiError
+from magi_core.errors import MagiError, shorten
 from magi_core.storyboard_forms import (
     DEFAULT_SECONDS,
     MAX_DOCUMENT_CHARACTERS,
@@ -21,7 +21,6 @@ from magi_core.storyboard_forms import (
     is_timed,
     read_json,
     read_text,
-    shorten,
     write_json,
     write_text,
 )

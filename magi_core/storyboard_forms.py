@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import json
 import re
-import reprlib
 from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from magi_core.errors import MagiError
+from magi_core.errors import MagiError, shorten
 
 MAX_DOCUMENT_CHARACTERS = 8_000_000
 """Nothing longer is parsed; more than any storyboard within the limits of storyboard.py can need."""
@@ -41,16 +40,6 @@ class Document(NamedTuple):
 
     prefix: Any
     rows: tuple[Row, ...]
-
-
-def shorten(value: object) -> str:
-    """``repr`` of any value on one short line, for error messages."""
-    shown = reprlib.Repr()
-    shown.maxstring = shown.maxlong = shown.maxother = 60
-    try:
-        return shown.repr(value)
-    except (RecursionError, ValueError):
-        return f"<{type(value).__name__}>"
 
 
 # --- text --------------------------------------------------------------------------------------------------------------------

@@ -11,16 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from magi_core.errors import MagiError
+from magi_core.errors import whole_number
 
 SEEDS = 2**64
 
 
 def check_seed(seed: int) -> int:
     """The seed; raises MagiError where it is not a whole number from 0 to 2**64 - 1."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
-        raise MagiError(f"the seed is {seed!r}; it must be a whole number from 0 to {SEEDS - 1}")
-    return seed
+    return whole_number("seed", seed, 0, SEEDS - 1)
 
 
 def chunk_noise(seed: int, chunk: int, shape: Sequence[int]) -> Tensor:
