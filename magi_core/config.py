@@ -7,8 +7,6 @@ with what surrounds them). Presets for the released models and magi-nano stand a
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import torch
 
 from magi_core.errors import MagiError, shorten, whole_number
+from magi_core.files import read_json_object
 
 DTYPES = {
     "float32": torch.float32,
@@ -240,15 +239,7 @@ def parse_config(document: Mapping[str, Any]) -> MagiConfig:
 
 def read_config(path: Path) -> MagiConfig:
     """Read a configuration file; raises MagiError when it is missing, no JSON, or not allowed."""
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MagiError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise MagiError(f"the configuration {path} is not valid JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise MagiError(f"the configuration {path} must be a JSON object, not {type(document).__name__}")
-    return parse_config(document)
+    return parse_config(read_json_object(path))
 
 
 def config_document(config: MagiConfig) -> dict[str, dict[str, Any]]:

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from magi_core.checkpoint.header import MAX_HEADER_BYTES, parse_json_object
 from magi_core.checkpoint.infer import infer_config
 from magi_core.checkpoint.reader import PICKLE_SUFFIXES, Weights, open_weights, weights_exist
-from magi_core.config import PRESETS, DiTConfig, MagiConfig, parse_config
+from magi_core.config import PRESETS, DiTConfig, MagiConfig, parse_config, read_config
 from magi_core.errors import MagiError
+from magi_core.files import parse_json_object, read_json_object
 
 NANO = Path(__file__).resolve().parents[2] / "assets" / "nano"
 METADATA_CONFIG = "magi_config"
@@ -72,7 +71,7 @@ def _find(source: str, path: Path, config: MagiConfig | None) -> CheckpointFiles
     if not path.exists():
         raise _nothing_at(source, path)
     if path.suffix == ".json" and not path.name.endswith(".index.json"):
-        return _from_config(config or parse_config(_read_json(path)), path.parent)
+        return _from_config(config or read_config(path), path.parent)
     if path.is_dir() and not weights_exist(path):
         path = _model_folder(path)
         own = config or _own_config(path)
@@ -199,14 +198,8 @@ def _own_config(folder: Path) -> MagiConfig | None:
     file = folder / "config.json"
     if not file.is_file():
         return None
-    document = _read_json(file)
+    document = read_json_object(file)
     return parse_config(document) if "model_config" in document else None
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if file.stat().st_size > MAX_HEADER_BYTES:
-        raise MagiError(f"{file} has more than {MAX_HEADER_BYTES >> 20} MB; this is no configuration")
-    return parse_json_object(file.read_bytes(), file)
 
 
 def _metadata_config(weights: Weights) -> MagiConfig | None:

@@ -18,9 +18,7 @@ from typing import Any, BinaryIO, TypeGuard
 import torch
 
 from magi_core.errors import MagiError
-
-MAX_HEADER_BYTES = 16 << 20
-"""A 24B checkpoint's header has about 0.4 MB; a larger JSON than this is damage or an attack."""
+from magi_core.files import MAX_JSON_BYTES, parse_json_object
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -82,7 +80,7 @@ def read_header(stream: BinaryIO, path: Path) -> Header:
     """
     prefix = stream.read(8)
     length = int.from_bytes(prefix, "little")
-    if len(prefix) < 8 or not 2 <= length <= MAX_HEADER_BYTES:
+    if len(prefix) < 8 or not 2 <= length <= MAX_JSON_BYTES:
         kind = next((kind for start, kind in _OTHER_CONTENT if prefix.startswith(start)), "damaged or cut off")
         raise MagiError(f"{path} is not a safetensors file: it is {kind}. Download it again or choose another file")
     raw = stream.read(length)
@@ -104,17 +102,6 @@ def read_header(stream: BinaryIO, path: Path) -> Header:
         data_size = end
     positions = {name: 8 + length + start for name, (start, _) in ranges.items()}
     return Header(tensors, positions, metadata, 8 + length + data_size)
-
-
-def parse_json_object(raw: bytes, path: Path) -> dict[str, Any]:
-    """Parse untrusted JSON that must be an object; MagiError on anything else, however deeply nested it is."""
-    try:
-        document = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"its JSON cannot be read ({type(error).__name__})") from error
-    if not isinstance(document, dict):
-        raise _damaged(path, "its JSON is not an object")
-    return document
 
 
 def require_plain_names(names: Iterable[str], path: Path) -> None:

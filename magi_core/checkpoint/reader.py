@@ -18,15 +18,14 @@ import torch
 from torch import Tensor
 
 from magi_core.checkpoint.header import (
-    MAX_HEADER_BYTES,
     Header,
     TensorInfo,
-    parse_json_object,
     read_header,
     require_plain_names,
 )
 from magi_core.checkpoint.zst import read_zst_header, unpack
 from magi_core.errors import MagiError
+from magi_core.files import read_json_object
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -149,16 +148,7 @@ def _open_shard(path: Path) -> Shard:
 
 
 def _open_index(path: Path) -> Weights:
-    try:
-        with path.open("rb") as stream:
-            raw = stream.read(MAX_HEADER_BYTES + 1)
-    except OSError as error:
-        raise MagiError(f"cannot read the index {path}: {error.strerror or error}") from error
-    if len(raw) > MAX_HEADER_BYTES:
-        raise MagiError(
-            f"the index {path} is larger than {MAX_HEADER_BYTES >> 20} MB; this is no index of a checkpoint"
-        )
-    weight_map = parse_json_object(raw, path).get("weight_map")
+    weight_map = read_json_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise MagiError(f"{path} is not an index of a checkpoint: it has no weight_map with tensor and file names")
     require_plain_names(weight_map, path)

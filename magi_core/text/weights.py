@@ -8,7 +8,6 @@ single file needs no configuration. Nothing is ever unpickled: a ``pytorch_model
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from magi_core.errors import MagiError, missing_extra
+from magi_core.files import read_json_object
 from magi_core.text.tokenizer import BYTE_VOCABULARY, find_vocabulary
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def read_t5(files: T5Files, dtype: torch.dtype, device: torch.device) -> T5Encod
 def _weight_files(folder: Path) -> tuple[Path, ...]:
     """The index's shards, or model.safetensors, or the only safetensors file; else pickled files, so that they can be named."""
     if (folder / INDEX).is_file():
-        shards = _json(folder / INDEX).get("weight_map")
+        shards = read_json_object(folder / INDEX).get("weight_map")
         if not isinstance(shards, dict) or any(Path(str(name)).name != name for name in shards.values()):
             raise MagiError(f"{folder / INDEX} has no usable weight_map; fetch the file again")
         paths = tuple(folder / name for name in sorted(set(shards.values())))
@@ -182,17 +182,7 @@ def _no_weights(place: Path, weights: Iterable[Path]) -> str:
 
 
 def _settings(folder: Path) -> Mapping[str, Any]:
-    return _json(folder / "config.json") if (folder / "config.json").is_file() else {}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MagiError(f"cannot read {path}: {error}") from error
-    if not isinstance(document, dict):
-        raise MagiError(f"{path} must be a JSON object, not {type(document).__name__}")
-    return document
+    return read_json_object(folder / "config.json") if (folder / "config.json").is_file() else {}
 
 
 @contextmanager

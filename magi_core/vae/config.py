@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from magi_core.errors import MagiError
+from magi_core.errors import MagiError, shorten, whole_number
+from magi_core.files import read_json_object
+
+MAX_SIZE, MAX_DEPTH, MAX_RATIO = 16_384, 256, 16
+"""No VAE is larger; what a configuration claims beyond is refused before anything is built."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +45,11 @@ class VAEConfig:
     """Project to 4 channels a pixel before the last convolution, instead of reshaping the tokens as they are."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "video_size",
-            "video_length",
-            "patch_size",
-            "patch_length",
-            "z_chans",
-            "embed_dim",
-            "depth",
-            "num_heads",
-        ):
-            if getattr(self, name) < 1:
-                raise MagiError(f"VAE ddconfig.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("video_size", "video_length", "patch_size", "patch_length", "z_chans", "embed_dim", "num_heads"):
+            whole_number(f"VAE ddconfig.{name}", getattr(self, name), 1, MAX_SIZE)
+        whole_number("VAE ddconfig.depth", self.depth, 1, MAX_DEPTH)
+        if not 0 < self.mlp_ratio <= MAX_RATIO:
+            raise MagiError(f"VAE ddconfig.mlp_ratio is {self.mlp_ratio}; it must be above 0 and at most {MAX_RATIO}")
         required = {
             "in_chans": 3,
             "double_z": True,
@@ -104,33 +100,25 @@ def parse_vae_config(document: Mapping[str, Any]) -> VAEConfig:
     """
     kind = document.get("model_type", "vit")
     if kind != "vit":
-        raise MagiError(f"VAE model_type is {kind!r}; MAGI-1 has the 'vit' one")
+        raise MagiError(f"VAE model_type is {shorten(kind)}; MAGI-1 has the 'vit' one")
     given = document.get("ddconfig")
     if not isinstance(given, Mapping):
         raise MagiError("the VAE's config.json has no 'ddconfig' object; is this the folder of another VAE?")
     known = {field.name: str(field.type) for field in fields(VAEConfig)}
     unknown = sorted(set(given) - set(known))
     if unknown:
-        raise MagiError(f"VAE ddconfig has unknown fields: {', '.join(unknown)}; this VAE is of another kind")
+        raise MagiError(f"VAE ddconfig has unknown fields: {shorten(unknown)}; this VAE is of another kind")
     for name, value in given.items():
         if isinstance(value, bool) != (known[name] == "bool") or not isinstance(value, int | float):
-            raise MagiError(f"VAE ddconfig.{name} is {value!r}; it must be of type {known[name]}")
-        if known[name] == "int" and value != int(value):
-            raise MagiError(f"VAE ddconfig.{name} is {value!r}; it must be a whole number")
+            raise MagiError(f"VAE ddconfig.{name} is {shorten(value)}; it must be of type {known[name]}")
+        if known[name] == "int" and not isinstance(value, int):
+            raise MagiError(f"VAE ddconfig.{name} is {shorten(value)}; it must be a whole number")
     return VAEConfig(**given)
 
 
 def read_vae_config(path: Path) -> VAEConfig:
     """Read a ``config.json``; raises MagiError when it is missing, no JSON, or not supported."""
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MagiError(f"cannot read the VAE's configuration {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise MagiError(f"the VAE's configuration {path} is not valid JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise MagiError(f"the VAE's configuration {path} must be a JSON object")
-    return parse_vae_config(document)
+    return parse_vae_config(read_json_object(path))
 
 
 def vae_config_document(config: VAEConfig) -> dict[str, Any]:
