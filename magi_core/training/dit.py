@@ -3,8 +3,8 @@
 Notable:
 
 * The batch of step k is drawn from (seed, k) alone, so a resumed run sees what an unbroken one would, to the bit.
-* With ``steps`` the schedule counts steps and a run can be repeated exactly; with ``minutes`` it follows the clock, so that a run
-  ends in time on a machine that others use as well.
+* With ``steps`` the schedule counts steps and a run can be repeated to the bit on one machine; with ``minutes`` it follows the clock,
+  so that a run ends in time on a machine that others use as well.
 * bfloat16 autocast, float32 weights and averages.
 """
 
@@ -14,8 +14,9 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -60,7 +61,7 @@ class DiTSettings:
     average: float = 0.995
     save_seconds: float = 300.0
     workers: int = 2
-    """Layouts worked on at the same time. On a CPU, use as many as it has cores and one thread of torch for each."""
+    """Layouts worked on at the same time; torch's threads are shared out among them."""
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
@@ -79,22 +80,34 @@ def train_dit(config: DiTConfig, clips: ClipSet, folder: Path, settings: DiTSett
     state = start_dit(config, folder, settings, device)
     path = folder / STATE_FILE
     history = Losses(folder / LOG_FILE, state.step)
-    pool = ThreadPoolExecutor(settings.workers)
     saved = state.seconds
-    while (progress := _progress(state, settings)) < 1:
-        begun = time.monotonic()
-        _set_rates(state, settings, progress)
-        train_step(state, clips, settings, device, history, pool)
-        state.seconds += time.monotonic() - begun
-        if state.step % LOG_EVERY == 0:
-            history.write(state.step, state.seconds)
-        if state.seconds - saved >= settings.save_seconds:
-            save_state(state, path)
-            history.draw(folder / CURVE_FILE)
-            saved = state.seconds
+    with _workers(settings.workers) as pool:
+        while (progress := _progress(state, settings)) < 1:
+            begun = time.monotonic()
+            _set_rates(state, settings, progress)
+            train_step(state, clips, settings, device, history, pool)
+            state.seconds += time.monotonic() - begun
+            if state.step % LOG_EVERY == 0:
+                history.write(state.step, state.seconds)
+            if state.seconds - saved >= settings.save_seconds:
+                save_state(state, path)
+                history.draw(folder / CURVE_FILE)
+                saved = state.seconds
     save_state(state, path)
     history.draw(folder / CURVE_FILE)
     return averaged_model(state, config)
+
+
+@contextmanager
+def _workers(count: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool whose threads share torch's threads among them: small operations gain nothing from being split over cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // count))
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 def start_dit(config: DiTConfig, folder: Path, settings: DiTSettings, device: str = "cpu") -> TrainingState:
