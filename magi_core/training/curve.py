@@ -9,7 +9,7 @@ from pathlib import Path
 from magi_core.files import atomic_write
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 540, 60, 130, 30, 40
-PALETTE = ("#1f4e9c", "#c8452c", "#2a8c4a", "#8a4fb0", "#b8860b", "#3a8f9a", "#77777a", "#d05a9a")
+PALETTE = ("#1f4e9c", "#c8452c", "#2a8c4a", "#8a4fb0", "#b8860b", "#3a8f9a", "#77777a", "#d05a9a", "#222222")
 
 
 def draw_curve(path: Path, title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> None:
