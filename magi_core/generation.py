@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from magi_core.config import MagiConfig
 from magi_core.denoise.session import FinishedChunk, Progress, Session
-from magi_core.errors import MagiError
-from magi_core.images import Frames
+from magi_core.errors import MagiError, whole_number
+from magi_core.images import Frames, check_frames
 from magi_core.model import MagiDiT
 from magi_core.plan import ChunkPlan
 from magi_core.vae import Tiling, ViTVAE
@@ -49,12 +50,15 @@ class Generation:
         session: Session,
         plans: Mapping[int, ChunkPlan],
         tail: Frames | None = None,
+        undecoded: FinishedChunk | None = None,
     ) -> None:
         self.session = session
         self.pending = dict(plans)
         """What the chunks that are not finished yet are asked to show, by chunk number."""
         self.tail = tail
         """Frames cut off the last finished chunk, uint8 [T, H, W, 3]."""
+        self.undecoded = undecoded
+        """A clean chunk whose frames were not given out yet: set while it is decoded, and left so by an interrupt."""
         self._vae, self._config, self._tiling = vae, config, tiling
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -69,13 +73,19 @@ class Generation:
                 yield chunk
 
     def step(self, *, drain: bool = True) -> Chunk | None:
-        """One denoise step; the chunk that it finished, if any."""
-        finished = self.session.step(drain=drain)
-        return None if finished is None else self._show(finished)
+        """One denoise step; the chunk that it finished, if any. Interrupted, also while decoding, it loses nothing."""
+        if self.undecoded is None:
+            self.undecoded = self.session.step(drain=drain)
+        if self.undecoded is None:
+            return None
+        chunk, cut = self._show(self.undecoded)
+        del self.pending[chunk.index]
+        self.tail, self.undecoded = cut, None
+        return chunk
 
     def finished(self, *, drain: bool = True) -> bool:
         """Whether there is no step left to do; with drain=False, none without leaving a window slot empty."""
-        return self.session.done or (self.session.starved and not drain)
+        return self.undecoded is None and (self.session.done or (self.session.starved and not drain))
 
     @property
     def progress(self) -> Progress:
@@ -90,28 +100,45 @@ class Generation:
     def save(self, path: Path) -> None:
         """Write a file from which ``Magi.extend`` goes on exactly. All or nothing."""
         pending = {chunk: asdict(planned) for chunk, planned in self.pending.items()}
-        self.session.save(
-            path,
-            notes={"pending": json.dumps(pending)},
-            extra={} if self.tail is None else {"tail": torch.from_numpy(self.tail)},
-        )
+        extra = {} if self.tail is None else {"tail": torch.from_numpy(self.tail)}
+        if self.undecoded is not None:
+            extra["undecoded"] = self.undecoded.latents
+        self.session.save(path, notes={"pending": json.dumps(pending)}, extra=extra)
 
     @classmethod
     def load(cls, path: Path, dit: MagiDiT, vae: ViTVAE, config: MagiConfig, tiling: Tiling) -> Generation:
         """The generation that ``save`` wrote; raises MagiError when the file is damaged or belongs to another model."""
         session, notes, extra = Session.load(path, dit)
+        tail = extra["tail"].cpu().numpy() if "tail" in extra else None
         try:
-            pending = {int(chunk): ChunkPlan(**planned) for chunk, planned in json.loads(notes["pending"]).items()}
-        except (KeyError, TypeError, ValueError) as error:
+            pending = {int(chunk): _checked(ChunkPlan(**plan)) for chunk, plan in json.loads(notes["pending"]).items()}
+            first = min(pending) if "undecoded" in extra else -1
+            if pending.keys() - {first} != session.state.captions.keys():
+                raise ValueError("other chunks are planned")
+            if tail is not None:
+                check_frames(tail)
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise MagiError(f"the session {path} does not say what its chunks are to show; it is damaged") from error
-        tail = extra["tail"].numpy() if "tail" in extra else None
-        return cls(vae, config, tiling, session, pending, tail)
+        undecoded = FinishedChunk(first, extra["undecoded"]) if "undecoded" in extra else None
+        return cls(vae, config, tiling, session, pending, tail, undecoded)
 
-    def _show(self, finished: FinishedChunk) -> Chunk:
+    def _show(self, finished: FinishedChunk) -> tuple[Chunk, Frames | None]:
+        """The chunk as it is shown, and the frames cut off its end."""
         frames = decode_frames(self._vae, finished.latents, self._config.scale_factor, self._tiling)
-        planned = self.pending.pop(finished.index)
+        planned = self.pending[finished.index]
+        whole = self.session.sampling.chunk_width * self._config.temporal_downsample_factor
+        # A clip of one latent frame is taken for an image, which is part of what comes out; a clip's frames are not.
+        frames = frames[max(0, len(frames) - (whole - planned.skip_frames)) :]
         shown, cut = frames[: planned.frames], frames[planned.frames :]
         if self.tail is not None:
-            shown = torch.cat([torch.from_numpy(self.tail), torch.from_numpy(shown)]).numpy()
-        self.tail = cut.copy() if len(cut) else None
-        return Chunk(finished.index, planned, shown, finished.latents)
+            shown = np.concatenate([self.tail, shown])
+        return Chunk(finished.index, planned, shown, finished.latents), cut.copy() if len(cut) else None
+
+
+def _checked(plan: ChunkPlan) -> ChunkPlan:
+    """The plan of a file; raises ValueError where a value cannot be one."""
+    for name in ("index", "shot", "skip_frames", "frames", "chunks_remaining"):
+        whole_number(name, getattr(plan, name), 0, 1 << 40)
+    if not isinstance(plan.prompt, str) or not plan.frames:
+        raise ValueError("not a plan")
+    return plan

@@ -17,27 +17,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from magi_core.checkpoint.find import CheckpointFiles, find_checkpoint
 from magi_core.checkpoint.load import load_dit
-from magi_core.config import Sampling
+from magi_core.config import MAX_SIDE, Sampling
+from magi_core.denoise.noise import check_seed
 from magi_core.denoise.session import ChunkCondition, Session
-from magi_core.errors import MagiError
+from magi_core.errors import MagiError, shorten, whole_number
 from magi_core.generation import Generation
-from magi_core.images import Fit, Frames, read_keyframe, resize
+from magi_core.images import Fit, Frames, check_frames, read_keyframe, resize
 from magi_core.model import MagiDiT
-from magi_core.plan import Plan, plan
+from magi_core.plan import MAX_MORE_TO_COME, Plan, plan
 from magi_core.storyboard import Storyboard
 from magi_core.text.assembly import chunk_caption, null_caption
 from magi_core.text.cache import EmbeddingCache
 from magi_core.text.caption import Caption
 from magi_core.text.encoder import T5TextEncoder
 from magi_core.text.special_tokens import PromptTokens, SpecialTokens
-from magi_core.vae import Tiling, ViTVAE, load_vae, tiling_for
+from magi_core.vae import Tiling, VAEConfig, ViTVAE, load_vae, read_vae_config, tiling_for
 from magi_core.vae.chunks import encode_frames
+from magi_core.vae.load import CONFIG_FILE
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +67,19 @@ class Wishes:
     """How images and clips of another size are brought to the video's."""
     more_to_come: int = 0
     """Chunks that a later extension will add, for the duration countdown."""
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            if getattr(self, name) is not None:
+                whole_number(name, getattr(self, name), 1, MAX_SIDE)
+        if self.seed is not None:
+            check_seed(self.seed)
+        whole_number("more_to_come", self.more_to_come, 0, MAX_MORE_TO_COME)
+        for name, kind in (("sampling", Sampling | None), ("tokens", PromptTokens), ("negative", bool)):
+            if not isinstance(getattr(self, name), kind):
+                raise MagiError(f"{name} is {shorten(getattr(self, name))}; it must be of type {kind}")
+        if self.fit not in get_args(Fit):
+            raise MagiError(f"fit is {shorten(self.fit)}; it must be one of {', '.join(get_args(Fit))}")
 
 
 class Magi:
@@ -91,9 +108,21 @@ class Magi:
         return load_vae(_found(self.files.vae, self.files), self.device, torch.bfloat16 if low else torch.float32)
 
     @cached_property
+    def vae_config(self) -> VAEConfig:
+        """The VAE's sizes, without its weights; raises MagiError where they do not belong to the transformer's."""
+        config = read_vae_config(_found(self.files.vae, self.files) / CONFIG_FILE)
+        latents, dit = (config.patch_length, config.z_chans), self.config.dit.latent_channels
+        if latents != (self.config.temporal_downsample_factor, dit):
+            raise MagiError(
+                f"the VAE in {self.files.vae} makes {config.z_chans} channels of {config.patch_length} frames each, the transformer "
+                f"takes {dit} of {self.config.temporal_downsample_factor}; use the VAE that belongs to the model"
+            )
+        return config
+
+    @cached_property
     def tiling(self) -> Tiling:
         """Windows for encoding and decoding; no frame of a video is dropped (spec 14.11 is the reference's exception)."""
-        return replace(tiling_for(self.vae.config), single_frame_rule=False)
+        return replace(tiling_for(self.vae_config), single_frame_rule=False)
 
     @cached_property
     def text_encoder(self) -> T5TextEncoder:
@@ -128,16 +157,22 @@ class Magi:
             raise MagiError("give either an image to start from or a video to continue, not both")
         if image is not None and storyboard.shots[0].keyframe is not None:
             raise MagiError("the first shot has a keyframe already; leave the image or the keyframe out")
+        sampling = self._sampling(wishes)
         height, width = self._size(wishes)
+        for frames in (video, image if image is None else np.asarray(image)[None]):
+            if frames is not None:
+                check_frames(np.asarray(frames))
+        self._plan(storyboard, wishes, sampling)  # what is wrong with it is said before anything big is read
         prefix = None if video is None else self._prefix(video, height, width, wishes.fit)
-        sampling = wishes.sampling or self.config.sampling
-        layout = self._plan(storyboard, wishes, prefix_frames=0 if prefix is None else prefix.shape[2] * 4)
+        layout = self._plan(
+            storyboard, wishes, sampling, 0 if prefix is None else prefix.shape[2] * self.vae_config.patch_length
+        )
         null = null_caption(self.dit.null_caption, self._negative(wishes))
         session = Session(
             self.dit,
             sampling,
-            height=height // self.vae.config.patch_size,
-            width=width // self.vae.config.patch_size,
+            height=height // self.vae_config.patch_size,
+            width=width // self.vae_config.patch_size,
             seed=self.config.seed if wishes.seed is None else wishes.seed,
             null=null,
             prefix=prefix,
@@ -168,16 +203,17 @@ class Magi:
         session = earlier.session
         plans = dict(earlier.pending)
         if storyboard is not None:
-            layout = self._plan(_storyboard(storyboard), wishes)
-            patch = self.vae.config.patch_size
+            layout = self._plan(_storyboard(storyboard), wishes, session.sampling)
+            patch = self.vae_config.patch_size
             images = self._keyframes(layout, session.height * patch, session.width * patch, wishes.fit, folder)
             chunks = session.add(self._conditions(layout, session.null, images, wishes))
             plans |= zip(chunks, layout.chunks, strict=True)
-        return Generation(self.vae, self.config, self.tiling, session, plans, earlier.tail)
+        return Generation(self.vae, self.config, self.tiling, session, plans, earlier.tail, earlier.undecoded)
 
     def plan(self, storyboard: Storyboard | str, wishes: Wishes | None = None) -> Plan:
         """The chunks of a storyboard; loads nothing."""
-        return self._plan(_storyboard(storyboard), wishes or Wishes())
+        wishes = wishes or Wishes()
+        return self._plan(_storyboard(storyboard), wishes, wishes.sampling or self.config.sampling)
 
     def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Caption]:
         """Each distinct prompt's caption. The text encoder's weights are let go of afterwards."""
@@ -186,8 +222,8 @@ class Magi:
         self.text_encoder.unload()
         return dict(zip(distinct, captions, strict=True))
 
-    def _plan(self, storyboard: Storyboard, wishes: Wishes, prefix_frames: int = 0) -> Plan:
-        chunk_frames = self.config.sampling.chunk_width * self.config.temporal_downsample_factor
+    def _plan(self, storyboard: Storyboard, wishes: Wishes, sampling: Sampling, prefix_frames: int = 0) -> Plan:
+        chunk_frames = sampling.chunk_width * self.config.temporal_downsample_factor
         return plan(
             storyboard,
             self.config.fps,
@@ -234,14 +270,22 @@ class Magi:
             raise MagiError("the negative prompt needs special_tokens.npz, which was not found beside the model")
         return self.special_tokens
 
+    def _sampling(self, wishes: Wishes) -> Sampling:
+        sampling = wishes.sampling or self.config.sampling
+        if sampling.cfg_number != self.config.sampling.cfg_number:
+            raise MagiError(
+                f"cfg_number is {sampling.cfg_number}; this model needs {self.config.sampling.cfg_number}: change its own sampling settings"
+            )
+        return sampling
+
     def _size(self, wishes: Wishes) -> tuple[int, int]:
-        multiple = self.vae.config.patch_size * self.config.dit.patch_size
-        size = wishes.height or self.config.height, wishes.width or self.config.width
+        multiple = self.vae_config.patch_size * self.config.dit.patch_size
+        size = wishes.height or self.config.height, wishes.width or self.config.width  # no wish is 0
         for name, value in zip(("height", "width"), size, strict=True):
-            if value % multiple or not 2 * multiple <= value <= 8192:
+            if value % multiple or not 2 * multiple <= value <= MAX_SIDE:
                 near = max(2, round(value / multiple)) * multiple
                 raise MagiError(
-                    f"{name} is {value}; it must be a multiple of {multiple}, from {2 * multiple} to 8192: try {near}"
+                    f"{name} is {value}; it must be a multiple of {multiple}, from {2 * multiple} to {MAX_SIDE}: try {near}"
                 )
         return size
 
@@ -266,7 +310,9 @@ def load(
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise MagiError(f"device is '{device}', which cannot be used here ({error}); use cpu, cuda or cuda:0") from error
+        raise MagiError(
+            f"device is '{device}', which cannot be used here ({error}); use cpu, cuda or cuda:0"
+        ) from error
     return Magi(files, device=device, dtype=dtype, text_cache=text_cache)
 
 
@@ -275,6 +321,8 @@ def _storyboard(storyboard: Storyboard | str) -> Storyboard:
 
 
 def _wishes(wishes: Wishes, changes: dict[str, object]) -> Wishes:
+    if not isinstance(wishes, Wishes):
+        raise MagiError(f"wishes is {shorten(wishes)}; it must be of type Wishes")
     unknown = changes.keys() - vars(wishes).keys()
     if unknown:
         raise MagiError(f"unknown setting {sorted(unknown)[0]!r}; known: {', '.join(vars(wishes))}")

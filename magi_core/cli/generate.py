@@ -114,6 +114,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
 
 def run_generate(arguments: argparse.Namespace) -> int:
     from magi_core.images import read_image
+    from magi_core.pipeline import CONTEXT_FRAMES
     from magi_core.video import read_video
 
     storyboard, folder = _story(arguments)
@@ -122,26 +123,26 @@ def run_generate(arguments: argparse.Namespace) -> int:
     sampling = _sampling(arguments, magi)
     wishes = replace(_wishes(arguments), height=height, width=width, seed=arguments.seed, sampling=sampling)
     image = read_image(arguments.image) if arguments.image else None
-    video = read_video(arguments.video, fps=magi.config.fps, last=CLIP_FRAMES) if arguments.video else None
+    video = read_video(arguments.video, fps=magi.config.fps, last=CONTEXT_FRAMES) if arguments.video else None
     generation = magi.generate(storyboard, image=image, video=video, wishes=wishes, folder=folder)
     return write(generation, arguments, storyboard)
 
 
-CLIP_FRAMES = 96
-"""Frames read from the end of a video that is continued."""
-
-
 def run_extend(arguments: argparse.Namespace) -> int:
-    storyboard, folder = _story(arguments) if arguments.prompt or arguments.storyboard else (None, None)
+    storyboard, folder = _story(arguments) if _asked(arguments) else (None, None)
     generation = _load(arguments).extend(arguments.session, storyboard, wishes=_wishes(arguments), folder=folder)
     return write(generation, arguments, storyboard)
+
+
+def _asked(arguments: argparse.Namespace) -> bool:
+    return any(wish is not None for wish in (arguments.prompt, arguments.storyboard, arguments.seconds))
 
 
 def write(generation: Generation, arguments: argparse.Namespace, storyboard: Storyboard | None) -> int:
     """Write the chunks as they come; on Ctrl-C what is finished stays playable and the session is saved."""
     from magi_core.video import VideoWriter
 
-    if generation.session.done:
+    if generation.finished():
         raise MagiError("there is nothing left to make; give --prompt or --storyboard to go on")
     metadata = {
         "prompt": storyboard.to_json() if storyboard else "",

@@ -21,13 +21,19 @@ from torch import Tensor
 from magi_core.config import DiTConfig, Sampling
 from magi_core.denoise.schedule import Schedule
 from magi_core.denoise.state import Position, SessionState
-from magi_core.errors import MagiError
+from magi_core.errors import MagiError, shorten, whole_number
 from magi_core.files import atomic_write
 from magi_core.model import KVCache, MagiDiT
 from magi_core.text.caption import Caption
 
 VERSION = 1
 HEADER = "magi_session"
+DAMAGE = (KeyError, ValueError, TypeError, AttributeError, IndexError, ArithmeticError, RuntimeError, MemoryError)
+"""What a file that is not as we write it can raise while it is read."""
+MAX_SIDE = 4096
+"""Of latents."""
+MAX_COUNT = 1 << 40
+"""No video has more frames, chunks or steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,25 +92,25 @@ def read_session(path: Path, model: MagiDiT) -> Stored:
     damaged = MagiError(f"the session file {path} is damaged; start the video again or go on from its last frames")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[HEADER])
-            if header["version"] != VERSION:
-                raise MagiError(
-                    f"the session file {path} has version {header['version']}, this program reads {VERSION}; update comfyui-magi"
-                )
-            _check_model(path, header["model"], _model_fields(model))
+            metadata = file.metadata() or {}
+            if HEADER not in metadata:
+                raise MagiError(f"{path} is not a session file")
+            header = json.loads(metadata[HEADER])
+            _check_made_by(path, header, model)
             device = model.null_caption.device
-            stored = _parse(header, {name: file.get_tensor(name).to(device) for name in file.keys()})  # noqa: SIM118 - no mapping
+            tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118 - no mapping
     except MagiError:
         raise
     except FileNotFoundError as error:
         raise MagiError(f"there is no session file {path}") from error
-    except KeyError as error:
-        if error.args == (HEADER,):
-            raise MagiError(f"{path} is not a session file") from error
+    except (*DAMAGE, OSError, SafetensorError) as error:
         raise damaged from error
-    except (OSError, SafetensorError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    try:
+        stored = _parse(header, tensors)
+        whole = _is_whole(stored, model.config)
+    except DAMAGE as error:  # a MagiError about one setting too: settings of a file are not the user's
         raise damaged from error
-    if not _is_whole(stored, model.config):
+    if not whole:
         raise damaged
     return stored
 
@@ -113,8 +119,11 @@ def _parse(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Stored:
     numbers = ("height", "width", "seed", "prefix_frames")
     if header["tensors"] != sorted(tensors):
         raise ValueError("tensors are missing")
-    if any(type(header[name]) is not int or header[name] < 0 for name in numbers):
-        raise ValueError("a setting is no number")
+    for name in ("height", "width"):
+        whole_number(name, header[name], 1, MAX_SIDE)
+    for name, value in {"prefix_frames": header["prefix_frames"], **header["position"]}.items():
+        if value is not None or name != "drain_at":
+            whole_number(name, value, 0, MAX_COUNT)
     sampling: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in header["sampling"].items()}
     cache = _group("cache", tensors)
     captions = {int(i): _caption(embedding) for i, embedding in _group("caption", tensors).items()}
@@ -144,6 +153,8 @@ def _is_whole(stored: Stored, config: DiTConfig) -> bool:
     if not 0 <= position.offset <= position.end <= position.planned or position.clock < position.offset * k:
         return False
     oldest = position.oldest(schedule)
+    if len(state.captions) != position.planned - oldest:  # before a range of that length is made
+        return False
     frames = (1, config.latent_channels, width, stored.height, stored.width)
     image = (*frames[:2], *frames[3:])
     channels = config.caption_channels
@@ -151,18 +162,34 @@ def _is_whole(stored: Stored, config: DiTConfig) -> bool:
     newest_clean = range(position.first_needed(schedule, config.num_layers), oldest)
     return (
         position.steps_left(schedule) >= 0
-        and position.steps_done >= 0
+        and _prefix_is_whole(stored, oldest)
         and set(state.captions) == set(range(oldest, position.planned))
         and set(state.in_flight) == set(range(oldest, min(position.end, -(-position.clock // k))))
         and set(state.clean) >= set(newest_clean)
         and all(latents.shape == frames for latents in (*state.in_flight.values(), *state.clean.values()))
         and all(
+            latents.dtype == torch.float32 and bool(latents.isfinite().all())
+            for latents in (*state.in_flight.values(), *state.clean.values(), *state.held.values())
+        )
+        and all(
             held.shape[:2] + held.shape[3:] == image and 1 <= held.shape[2] <= width for held in state.held.values()
         )
         and all(caption.channels == channels for caption in captions)
-        and (stored.noise is None or stored.noise.shape[:2] + stored.noise.shape[3:] == image)
+        and (stored.noise is None or _is_noise_of(stored.noise, image, position.planned * width))
         and _cache_is_whole(stored, config)
     )
+
+
+def _is_noise_of(noise: Tensor, image: tuple[int, ...], frames: int) -> bool:
+    return noise.shape[:2] + noise.shape[3:] == image and noise.shape[2] >= frames and noise.dtype == torch.float32
+
+
+def _prefix_is_whole(stored: Stored, oldest: int) -> bool:
+    """Whether the prefix's last, incomplete chunk is there as long as it is not finished."""
+    chunk, frames = divmod(stored.prefix_frames, stored.sampling.chunk_width)
+    if not frames or chunk < oldest:
+        return chunk <= oldest
+    return chunk == oldest and chunk in stored.state.held and stored.state.held[chunk].shape[2] == frames
 
 
 def _cache_is_whole(stored: Stored, config: DiTConfig) -> bool:
@@ -176,7 +203,9 @@ def _cache_is_whole(stored: Stored, config: DiTConfig) -> bool:
     tokens = stored.sampling.chunk_width // config.t_patch_size * area
     rows = (tokens, config.num_query_groups, 2 * config.kv_channels)
     return set(cache.chunks) >= set(read) and all(
-        part.shape == rows for layer in range(config.num_layers) for part in cache.read(layer, read.start, read.stop)
+        part.shape == rows and part.dtype == config.params_dtype
+        for layer in range(config.num_layers)
+        for part in cache.read(layer, read.start, read.stop)
     )
 
 
@@ -199,7 +228,13 @@ def _model_fields(model: MagiDiT) -> dict[str, str]:
     return {field.name: str(getattr(model.config, field.name)) for field in fields(DiTConfig)} | {"weights": digest}
 
 
-def _check_model(path: Path, made: Mapping[str, str], present: Mapping[str, str]) -> None:
+def _check_made_by(path: Path, header: Mapping[str, Any], model: MagiDiT) -> None:
+    """Raise MagiError for a file of another version of this program or of another model."""
+    if header["version"] != VERSION:
+        raise MagiError(
+            f"the session file {path} has version {shorten(header['version'])}, this program reads {VERSION}; update comfyui-magi"
+        )
+    made, present = header["model"], _model_fields(model)
     differs = [name for name in present if made.get(name) != present[name]]
     if differs:
         found = ", ".join(f"{name} {made.get(name)!s:.20} instead of {present[name]:.20}" for name in differs)

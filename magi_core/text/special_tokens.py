@@ -26,6 +26,9 @@ MOST_CHUNKS = 8
 THREE_D_MODEL = 15
 TWO_D_ANIME = 16
 
+MAX_BYTES = 64 << 20
+"""The release's file holds 3.3 MB; a zip that unpacks to more than this is damaged or an attack."""
+
 _ROWS = {"caption_token": 1, "logo_token": 1, "other_tokens": 100}
 
 
@@ -58,9 +61,13 @@ class SpecialTokens:
         an array, or is made for another width.
         """
         try:
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > MAX_BYTES:
+                raise MagiError(f"it unpacks to {unpacked} bytes, far more than special tokens have")
             with np.load(Path(path), allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in _ROWS if name in archive}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        except Exception as error:  # zip and npy readers raise whatever a damaged file makes them raise
             raise MagiError(
                 f"cannot read the special tokens {path}: {error}. Give the model's special_tokens.npz"
             ) from error
@@ -69,8 +76,10 @@ class SpecialTokens:
             raise MagiError(
                 f"the special tokens {path} lack {', '.join(missing)}; the file must hold {', '.join(_ROWS)}"
             )
-        width = channels or arrays["caption_token"].shape[-1]
+        width = channels or arrays["caption_token"].size
         for name, rows in _ROWS.items():
+            if arrays[name].dtype.kind != "f" or not (np.abs(arrays[name]) <= np.finfo(np.float16).max).all():
+                raise MagiError(f"the special tokens {path}: {name} holds values that are no finite float16 numbers")
             if arrays[name].shape != (rows, width):
                 raise MagiError(
                     f"the special tokens {path}: {name} has shape {list(arrays[name].shape)}, expected [{rows}, {width}]. "

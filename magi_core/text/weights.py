@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from magi_core.errors import MagiError, missing_extra
+from magi_core.errors import MagiError, missing_extra, shorten
 from magi_core.files import read_json_object
 from magi_core.text.tokenizer import BYTE_VOCABULARY, find_vocabulary
 
@@ -29,6 +29,8 @@ RELEASE_FOLDER = "t5-v1_1-xxl"
 INDEX = "model.safetensors.index.json"
 BLOCK = "encoder.block.{}.layer."
 RELATIVE_BIAS = "0.SelfAttention.relative_attention_bias.weight"
+
+MAX_SETTING = 1_000_000
 
 _SAMPLES = 16
 _SAMPLE_BYTES = 4096
@@ -134,6 +136,10 @@ def read_t5(files: T5Files, dtype: torch.dtype, device: torch.device) -> T5Encod
                 raise MagiError(
                     f"{files.weights[0]}: {name} has shape {list(tensor.shape)}, expected {list(expected[name].shape)}"
                 )
+            if not tensor.is_floating_point() or not bool(tensor.float().isfinite().all()):
+                raise MagiError(
+                    f"{files.weights[0]}: {name} holds values that are no finite numbers; fetch the file again"
+                )
             tensors[name] = tensor.to(device=device, dtype=dtype)
     for name, other in (
         ("shared.weight", "encoder.embed_tokens.weight"),
@@ -190,7 +196,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
             yield file
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: a scale that does not fit its weight
         raise MagiError(f"cannot read the text encoder's weights {path}: {error}. Fetch the file again") from error
 
 
@@ -230,6 +236,8 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any], p
         raise MagiError(
             f"{place} is a umT5 encoder, which other models use. MAGI needs t5-v1_1-xxl (t5xxl_*.safetensors)"
         )
+    if (len(embedding), len(bias), len(query), len(gate)) != (2, 2, 2, 2) or 0 in (*embedding, *bias, *query, *gate):
+        raise MagiError(f"{place} is damaged: its tensors have shapes that no T5 encoder has. Fetch the file again")
     layers = next(i for i in range(len(shapes)) if BLOCK.format(i) + "0.SelfAttention.q.weight" not in shapes)
     return T5Sizes(
         vocab_size=embedding[0],
@@ -239,6 +247,15 @@ def _sizes(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any], p
         num_layers=layers,
         num_heads=bias[1],
         relative_attention_num_buckets=bias[0],
-        relative_attention_max_distance=int(settings.get("relative_attention_max_distance", 128)),
-        layer_norm_epsilon=float(settings.get("layer_norm_epsilon", 1e-6)),
+        relative_attention_max_distance=int(_number(settings, "relative_attention_max_distance", 128)),
+        layer_norm_epsilon=_number(settings, "layer_norm_epsilon", 1e-6),
     )
+
+
+def _number(settings: Mapping[str, Any], name: str, default: float) -> float:
+    value = settings.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SETTING:
+        raise MagiError(
+            f"the text encoder's {name} is {shorten(value)}; it must be a number above 0, usually {default:g}"
+        )
+    return value

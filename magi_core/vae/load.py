@@ -49,6 +49,8 @@ def load_vae(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtyp
             raise MagiError(
                 f"{path}: {name} has shape {tuple(tensors[name].shape)}, but {CONFIG_FILE} asks for {shape}"
             )
+        if not tensors[name].is_floating_point() or not bool(tensors[name].float().isfinite().all()):
+            raise MagiError(f"{path}: {name} holds values that are no finite numbers; download the file again")
     unknown = sorted(set(tensors) - set(wanted))
     if unknown:
         log.warning("%s: %d tensors are not part of the VAE and were left out, e.g. %s", path, len(unknown), unknown[0])
