@@ -318,7 +318,7 @@ _NANO = DiTConfig(
 _NANO_SAMPLING = Sampling(
     num_steps=8,
     prev_chunk_scales=(1.0,) * 5,
-    text_scales=(4.0, 4.0, 4.0, 1.0, 1.0),
+    text_scales=(2.5, 2.5, 2.5, 1.0, 1.0),
     noise2clean_kvrange=(2, 2, 2, 2),
 )
 

@@ -30,10 +30,12 @@ def atomic_write(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
         raise _cannot_write(target, error) from error
     try:
         yield temporary
+        temporary.chmod(mode)  # a library that puts its own file there may have made it private
         os.replace(temporary, target)
     except (OSError, SafetensorError) as error:
         raise _cannot_write(target, error) from error
