@@ -1,6 +1,25 @@
-"""ComfyUI's front door."""
+"""ComfyUI's front door.
 
-from .nodes import comfy_entrypoint
+The library is imported by its own name, ``magi_core``, whatever the folder of this pack is called. For that the folder is put at the
+END of Python's search path: nothing of ComfyUI (its own ``nodes``) can be hidden by it, and processes started later inherit it.
+"""
+
+import sys
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+if str(_HERE) not in sys.path:
+    sys.path.append(str(_HERE))
+
+import magi_core  # noqa: E402 - after the search path
+
+from .nodes import comfy_entrypoint  # noqa: E402
+
+if Path(magi_core.__file__ or "").resolve().parent != (_HERE / "magi_core").resolve():
+    raise ImportError(
+        f"another magi_core lies in {Path(magi_core.__file__ or '').parent}, and {_HERE} needs its own. "
+        "Keep one copy of comfyui-magi: remove the other folder, or run 'pip uninstall comfyui-magi'"
+    )
 
 WEB_DIRECTORY = "./web"
 

@@ -1,6 +1,7 @@
 """The ComfyUI nodes: thin translations of sockets and widgets to calls of magi_core.
 
-ComfyUI is imported when it asks for the nodes, not before, so that this package also imports where ComfyUI is absent.
+``values``, ``making``, ``text``, ``vae`` and ``picture`` know nothing of ComfyUI; the other files import it. ComfyUI is imported when it
+asks for the nodes, not before, so that this package also imports where ComfyUI is absent.
 """
 
 from __future__ import annotations
@@ -12,8 +13,13 @@ async def comfy_entrypoint() -> Any:
     """What ComfyUI calls once: the extension that lists our nodes."""
     from comfy_api.latest import ComfyExtension
 
+    from . import denoise, extension, host, loaders, storyboard, video
+
     class MagiExtension(ComfyExtension):  # type: ignore[misc]
+        async def on_load(self) -> None:
+            host.add_model_folder()
+
         async def get_node_list(self) -> list[type]:
-            return []
+            return [node for part in (loaders, storyboard, denoise, extension, video) for node in part.NODES]
 
     return MagiExtension()

@@ -1,0 +1,232 @@
+"""The heart of the graph: a new video, denoised chunk by chunk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from magi_core.errors import MagiError
+from magi_core.memory.estimate import estimate_memory
+from magi_core.pipeline import CONTEXT_FRAMES
+
+from . import host, sockets, values
+from .making import Encode, MagiModel, Making, Setting, encode_pictures, lay_out
+from .storyboard import checked
+from .vae import MagiVAE
+
+FITS = ["crop", "pad", "stretch"]
+ADVICE = "make the video smaller, choose a smaller window, or close other programs that use the GPU"
+MOST_SEED = 2**64 - 1
+
+
+def model_of(model: ModelPatcher) -> MagiModel:
+    """What lies in a MODEL; raises MagiError when it is of another kind."""
+    held = getattr(model, "model", None)
+    if not isinstance(held, MagiModel):
+        raise MagiError(f"model is a {type(held).__name__}; connect 'Load MAGI Model'")
+    return held
+
+
+def encoder_of(vae: MagiVAE | None, scale_factor: float, fit: Any) -> Encode | None:
+    """Frames to scaled latents, where there is a VAE; raises MagiError when it is of another kind."""
+    if vae is None:
+        return None
+    if not isinstance(vae, MagiVAE):
+        raise MagiError(f"vae is a {type(vae).__name__}; connect 'Load MAGI VAE'")
+    return lambda frames, height, width: vae.encode_frames(frames, height, width, fit) * scale_factor
+
+
+def load(model: ModelPatcher, height: int, width: int) -> None:
+    """Put the transformer on its device, with room for a video of that size in pixels."""
+    need = estimate_memory(model_of(model).config, 0, height, width)
+    with host.out_of_memory(ADVICE):
+        host.on_device(model, need.total)
+
+
+def denoised(making: Making, *, drain: bool, node: str | None) -> io.NodeOutput:
+    """Denoise what is planned; the latents, and the session as a file."""
+    with host.out_of_memory(ADVICE):
+        latents = making.run(drain=drain, watch=host.watcher(node))
+    path = host.temporary_path(".session")
+    making.save(path)
+    session = sockets.SessionFile(path, temporary=True)
+    return io.NodeOutput({"samples": latents / making.model.config.scale_factor}, session)
+
+
+class ChunkDenoise(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiChunkDenoise",
+            display_name="Chunk Denoise (MAGI)",
+            category=sockets.CATEGORY,
+            description="Makes a video from conditioning, chunk by chunk: up to four one-second chunks are denoised at once, each noisier than "
+            "the one before. Give a picture to start from, or a video to continue.",
+            inputs=[
+                io.Model.Input("model", tooltip="From 'Load MAGI Model'."),
+                io.Conditioning.Input("conditioning", tooltip="From 'Encode Storyboard (MAGI)'."),
+                io.Int.Input(
+                    "width",
+                    default=0,
+                    min=0,
+                    max=values.LARGEST,
+                    step=values.PIXELS,
+                    tooltip="In pixels, a multiple of 16. 0: what the model was made for (magi-nano 64, MAGI-1 720).",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=0,
+                    min=0,
+                    max=values.LARGEST,
+                    step=values.PIXELS,
+                    tooltip="In pixels, a multiple of 16. 0: what the model was made for (magi-nano 64, MAGI-1 720).",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MOST_SEED,
+                    control_after_generate=True,
+                    tooltip="The same seed gives the same video on the same device.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="Denoise steps of every chunk, a multiple of the window. More is finer and slower. 0: the model's own.",
+                ),
+                io.Int.Input(
+                    "window",
+                    default=0,
+                    min=0,
+                    max=16,
+                    tooltip="Chunks denoised at once. Fewer need less memory and know less of what comes. 0: the model's own (4).",
+                ),
+                io.Float.Input(
+                    "guidance",
+                    default=0.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.5,
+                    tooltip="How closely the prompt is followed. 0: the model's own. Distilled models have it built in.",
+                ),
+                io.String.Input(
+                    "kv_ranges",
+                    default="",
+                    tooltip="How many chunks back are seen, from the noisiest stage to the cleanest, like 5,4,3,2. Empty: the model's own.",
+                ),
+                io.Combo.Input(
+                    "fit",
+                    options=FITS,
+                    default="crop",
+                    tooltip="How pictures and clips of another shape get the video's shape.",
+                ),
+                io.Boolean.Input(
+                    "finish",
+                    default=True,
+                    tooltip="On: all chunks are finished. Off: the last ones stay in flight in the session, so that 'Extend Video' goes on "
+                    "without a seam, as if it had been planned from the start.",
+                ),
+                io.Int.Input(
+                    "more_to_come",
+                    default=0,
+                    min=0,
+                    max=1_000_000,
+                    tooltip="Seconds that will be added later with 'Extend Video', for the countdown of 'Encode Storyboard'.",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="From 'Load MAGI VAE'. Needed only for pictures: start image, start video, keyframes.",
+                ),
+                io.Image.Input("start_image", optional=True, tooltip="A picture that becomes the first frame."),
+                io.Image.Input(
+                    "start_video",
+                    optional=True,
+                    tooltip="Frames at the model's frame rate that are continued: the last 4 seconds are looked at. They are not part of the result.",
+                ),
+                io.Latent.Input(
+                    "start_latent",
+                    optional=True,
+                    tooltip="Latents of a video that is continued, as a chunk denoise or VAE Encode gave them; they set the size. Not part of the result.",
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="latent"), sockets.Session.Output(display_name="session")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, width: int | None, height: int | None, kv_ranges: str | None) -> bool | str:
+        answer = checked(lambda: values.check_size(width or 0, height or 0))
+        return checked(lambda: values.parse_ranges(kv_ranges or "")) if answer is True else answer
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        conditioning: Any,
+        width: int,
+        height: int,
+        seed: int,
+        steps: int,
+        window: int,
+        guidance: float,
+        kv_ranges: str,
+        fit: str,
+        finish: bool,
+        more_to_come: int,
+        vae: MagiVAE | None = None,
+        start_image: torch.Tensor | None = None,
+        start_video: torch.Tensor | None = None,
+        start_latent: dict[str, Any] | None = None,
+    ) -> io.NodeOutput:
+        values.check_size(width, height)
+        if sum(start is not None for start in (start_image, start_video, start_latent)) > 1:
+            raise MagiError("connect only one of start_image, start_video and start_latent")
+        config = model_of(model).config
+        own = values.sampling_with(config.sampling, steps=steps, window=window, guidance=guidance, kv_ranges=kv_ranges)
+        setting = Setting(height, width, seed, own)
+        said, captions = values.captions_of(conditioning)
+        encode = encoder_of(vae, config.scale_factor, fit)
+        size = setting.size(config)
+        prefix = prefix_of(model_of(model), size, encode, start_video, start_latent)
+        image = values.first_image(start_image, "start_image")
+        layout = lay_out(config, said.board.storyboard, own, prefix=prefix, more_to_come=more_to_come)
+        images = encode_pictures(layout, said, image, encode, *size)
+        load(model, *size)
+        making = Making.start(model_of(model), setting, said, prefix)
+        making.add(layout, said, captions, images)
+        return denoised(making, drain=finish, node=cls.hidden.unique_id)
+
+
+def prefix_of(
+    model: MagiModel,
+    size: tuple[int, int],
+    encode: Encode | None,
+    video: torch.Tensor | None,
+    latent: dict[str, Any] | None,
+) -> torch.Tensor | None:
+    """Scaled latents of what is continued: a video's last 4 seconds (IMAGE, at the model's frame rate), or a LATENT as it is."""
+    config = model.config
+    if latent is not None:
+        return values.latents_of(latent, config.dit.latent_channels, config.scale_factor, "start_latent")
+    if video is None:
+        return None
+    return clip_latents(values.last_frames(video, config.fps, config.fps, CONTEXT_FRAMES, "start_video"), size, encode)
+
+
+def clip_latents(frames: Any, size: tuple[int, int], encode: Encode | None) -> torch.Tensor:
+    """Scaled latents of the end of a clip, whole groups of 4 frames; raises MagiError when it is too short or there is no VAE."""
+    usable = len(frames) // 4 * 4
+    if not usable:
+        raise MagiError(f"the video to continue has {len(frames)} frames; at least 4 are needed")
+    if encode is None:
+        raise MagiError("a video is to be continued but there is no VAE; connect 'Load MAGI VAE' to the vae input")
+    return encode(frames[-usable:], *size)
+
+
+NODES: list[Any] = [ChunkDenoise]

@@ -1,0 +1,203 @@
+"""Going on: with a session, exactly where it stopped, or with any video; and sessions as files."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import Input, io
+
+from magi_core.errors import MagiError
+from magi_core.files import atomic_write
+from magi_core.pipeline import CONTEXT_FRAMES
+
+from . import host, sockets, values
+from .denoise import FITS, MOST_SEED, clip_latents, denoised, encoder_of, load, model_of
+from .making import FRAMES_PER_LATENT, Making, Setting, encode_pictures, lay_out
+from .vae import MagiVAE
+
+SESSION = ".session"
+PATCH = 2 * FRAMES_PER_LATENT
+
+
+class ExtendVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiExtendVideo",
+            display_name="Extend Video (MAGI)",
+            category=sockets.CATEGORY,
+            description="Goes on with a video and a new storyboard. From a session it is exact: nothing is encoded again. From latents, images or "
+            "a video file the last 4 seconds are looked at. The result is the new part alone.",
+            inputs=[
+                io.Model.Input("model", tooltip="From 'Load MAGI Model'; for a session the model that made it."),
+                io.Conditioning.Input("conditioning", tooltip="What is seen next, from 'Encode Storyboard (MAGI)'."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MOST_SEED,
+                    control_after_generate=True,
+                    tooltip="The same seed gives the same video on the same device. A session keeps its own seed.",
+                ),
+                io.Combo.Input(
+                    "fit",
+                    options=FITS,
+                    default="crop",
+                    tooltip="How pictures and clips of another shape get the video's shape.",
+                ),
+                io.Boolean.Input(
+                    "finish",
+                    default=True,
+                    tooltip="On: all chunks are finished. Off: the last ones stay in flight, so that the next extension has no seam.",
+                ),
+                io.Int.Input(
+                    "more_to_come",
+                    default=0,
+                    min=0,
+                    max=1_000_000,
+                    tooltip="Seconds that will be added later, for the countdown of 'Encode Storyboard'.",
+                ),
+                sockets.Session.Input(
+                    "session",
+                    optional=True,
+                    tooltip="From 'Chunk Denoise', 'Extend Video' or 'Load Session': goes on exactly.",
+                ),
+                io.Latent.Input("latent", optional=True, tooltip="Or the latents of a video; used as they are."),
+                io.Image.Input("images", optional=True, tooltip="Or a video's frames, at the model's frame rate."),
+                io.Video.Input("video", optional=True, tooltip="Or a video of any frame rate."),
+                io.Vae.Input(
+                    "vae", optional=True, tooltip="From 'Load MAGI VAE'. Needed for images, a video, and keyframes."
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="latent"), sockets.Session.Output(display_name="session")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        conditioning: Any,
+        seed: int,
+        fit: str,
+        finish: bool,
+        more_to_come: int,
+        session: sockets.SessionFile | None = None,
+        latent: dict[str, Any] | None = None,
+        images: torch.Tensor | None = None,
+        video: Input.Video | None = None,
+        vae: MagiVAE | None = None,
+    ) -> io.NodeOutput:
+        if sum(start is not None for start in (session, latent, images, video)) != 1:
+            raise MagiError("connect exactly one of session, latent, images and video: what is to be continued")
+        held = model_of(model)
+        config = held.config
+        said, captions = values.captions_of(conditioning)
+        encode = encoder_of(vae, config.scale_factor, fit)
+        storyboard = said.board.storyboard
+        if session is not None:
+            load(model, config.height, config.width)
+            making = Making.load(session.path, held)
+            size = making.session.height * PATCH, making.session.width * PATCH
+            layout = lay_out(config, storyboard, making.session.sampling, more_to_come=more_to_come)
+            pictures = encode_pictures(layout, said, None, encode, *size)
+            load(model, *size)
+        else:
+            if latent is not None:
+                prefix = values.latents_of(latent, config.dit.latent_channels, config.scale_factor, "latent")
+            else:
+                frames = clip_frames(images, video, config.fps)
+                prefix = clip_latents(frames, clip_size(frames), encode)
+            size = prefix.shape[3] * PATCH, prefix.shape[4] * PATCH
+            layout = lay_out(config, storyboard, config.sampling, prefix=prefix, more_to_come=more_to_come)
+            pictures = encode_pictures(layout, said, None, encode, *size)
+            load(model, *size)
+            making = Making.start(held, Setting(*size, seed, config.sampling), said, prefix)
+        making.add(layout, said, captions, pictures)
+        return denoised(making, drain=finish, node=cls.hidden.unique_id)
+
+
+def clip_frames(images: torch.Tensor | None, video: Input.Video | None, fps: int) -> Any:
+    """The last 4 seconds, uint8 [T, H, W, 3] at ``fps``."""
+    if images is not None:
+        return values.last_frames(images, fps, fps, CONTEXT_FRAMES, "images")
+    assert video is not None  # noqa: S101 - one of the two is there
+    parts = video.get_components()
+    return values.last_frames(parts.images, parts.frame_rate, fps, CONTEXT_FRAMES, "video")
+
+
+def clip_size(frames: Any) -> tuple[int, int]:
+    """Height and width of the new part: the clip's own, rounded down to multiples of 16."""
+    height, width = (max(values.SMALLEST, side // values.PIXELS * values.PIXELS) for side in frames.shape[1:3])
+    return height, width
+
+
+class SaveSession(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiSaveSession",
+            display_name="Save Session (MAGI)",
+            category=sockets.CATEGORY,
+            description="Writes a session to ComfyUI's output folder, from which 'Load Session' and the command line go on to the same bits.",
+            is_output_node=True,
+            inputs=[
+                sockets.Session.Input("session", tooltip="From 'Chunk Denoise' or 'Extend Video'."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="magi/session",
+                    tooltip="Name below ComfyUI's output folder; a number is added.",
+                ),
+            ],
+            outputs=[sockets.Session.Output(display_name="session")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+        try:
+            host.check_prefix(filename_prefix or "session")
+        except MagiError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, session: sockets.SessionFile, filename_prefix: str) -> io.NodeOutput:
+        path, shown = host.output_path(filename_prefix, SESSION)
+        with atomic_write(path) as temporary:
+            shutil.copyfile(session.path, temporary)
+        return io.NodeOutput(sockets.SessionFile(path), ui={"text": [str(path)], "sessions": [shown]})
+
+
+class LoadSession(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiLoadSession",
+            display_name="Load Session (MAGI)",
+            category=sockets.CATEGORY,
+            description="Takes a saved session from ComfyUI's output or input folder, to go on with 'Extend Video'.",
+            inputs=[
+                io.Combo.Input(
+                    "session",
+                    options=host.saved_files(SESSION),
+                    tooltip="A .session file below ComfyUI's input or output folder. The list is empty until one was saved; "
+                    "reload the page to see new ones.",
+                ),
+            ],
+            outputs=[sockets.Session.Output(display_name="session")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, session: str) -> Any:
+        state = host.saved_file(session, SESSION).stat()
+        return state.st_mtime_ns, state.st_size
+
+    @classmethod
+    def execute(cls, session: str) -> io.NodeOutput:
+        return io.NodeOutput(sockets.SessionFile(host.saved_file(session, SESSION)))
+
+
+NODES: list[Any] = [ExtendVideo, SaveSession, LoadSession]

@@ -1,0 +1,201 @@
+"""ComfyUI as our host: its folders, where weights lie, progress and interrupts."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import comfy.model_management as management
+import folder_paths
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.utils import ProgressBar
+from server import PromptServer
+from torch import nn
+
+from magi_core.checkpoint.find import NANO as NANO_FOLDER
+from magi_core.denoise.session import Progress
+from magi_core.errors import MagiError
+
+T = TypeVar("T")
+
+NANO = "magi-nano"
+"""The model that is part of this pack, in every list of models."""
+MODELS = "magi"
+"""Our folder in ComfyUI's models folder, and its name in extra_model_paths.yaml: public checkpoints as they were downloaded."""
+MARK = f"{MODELS}/"
+"""Stands before the names of what lies in that folder."""
+MAX_PREFIX = 200
+DEPTH = 6
+"""How deep checkpoints are looked for: a whole download has ckpt/magi/<model>/inference_weight."""
+
+
+def add_model_folder() -> None:
+    """Make ``models/magi`` known to ComfyUI."""
+    folder_paths.add_model_folder_path(MODELS, os.path.join(folder_paths.models_dir, MODELS), is_default=False)
+
+
+def choices(kind: str | None, holds: Callable[[Path], bool]) -> list[str]:
+    """What a loader offers: magi-nano, ComfyUI's safetensors files of a kind, and folders below ``models/magi`` that ``holds`` accepts."""
+    files = [name for name in folder_paths.get_filename_list(kind) if name.endswith(".safetensors")] if kind else []
+    folders = {name for root in _roots() for name in _folders(root, holds)}
+    return [NANO, *files, *sorted(folders)]
+
+
+def chosen(kind: str | None, name: str) -> Path:
+    """The path of a choice. Raises MagiError when it is not there (any more)."""
+    if name == NANO:
+        return NANO_FOLDER
+    if name.startswith(MARK):
+        inside = name.removeprefix(MARK)
+        for root in _roots():
+            path = root / inside
+            if ".." not in Path(inside).parts and path.is_dir():
+                return path
+    elif kind and (found := folder_paths.get_full_path(kind, name)):
+        return Path(found)
+    raise MagiError(
+        f"{name!r} is not in ComfyUI's folders {f'{kind} or ' if kind else ''}{MODELS}; put it there and reload the page"
+    )
+
+
+def _roots() -> list[Path]:
+    return [Path(root) for root in folder_paths.get_folder_paths(MODELS) if os.path.isdir(root)]
+
+
+def _folders(root: Path, holds: Callable[[Path], bool]) -> Iterator[str]:
+    for path, folders, _ in os.walk(root):
+        inside = Path(path).relative_to(root)
+        if len(inside.parts) >= DEPTH:
+            folders.clear()
+        if inside.parts and holds(Path(path)):
+            yield MARK + inside.as_posix()
+
+
+class Held(nn.Module):
+    """A network in a box on which ComfyUI may write what it keeps of it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.device: torch.device | None = None
+
+
+def patcher(model: nn.Module) -> ModelPatcher:
+    """``model`` under ComfyUI's care: it is moved to the GPU when used and away when others need the room."""
+    return ModelPatcher(model, management.get_torch_device(), management.unet_offload_device())
+
+
+def on_device(model: ModelPatcher, working_bytes: int = 0) -> None:
+    """Put a model on its device, whole, with ``working_bytes`` free beside it."""
+    management.load_models_gpu([model], memory_required=working_bytes, force_full_load=True)
+
+
+def make_room(needed: int, device: torch.device) -> None:
+    """Let other models leave the device until ``needed`` bytes are free."""
+    if device.type != "cpu":
+        management.free_memory(needed, device)
+
+
+@contextmanager
+def out_of_memory(advice: str) -> Iterator[None]:
+    """Turns running out of memory into an error that says what to change."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        management.soft_empty_cache()
+        raise MagiError(f"there is not enough memory on the device: {advice}") from error
+
+
+def watcher(node: str | None) -> Callable[[Progress], None]:
+    """Shows denoise steps as a node's progress with the time left, and raises ComfyUI's interrupt."""
+    bar: ProgressBar | None = None
+    first, started = 0, 0.0
+
+    def watch(progress: Progress) -> None:
+        nonlocal bar, first, started
+        management.throw_exception_if_processing_interrupted()
+        if bar is None:
+            first, started = progress.steps, time.monotonic()
+            bar = ProgressBar(max(1, progress.total - first), node_id=node)
+        done, total = progress.steps - first, max(1, progress.total - first)
+        bar.update_absolute(done, total)
+        if node is not None and done:
+            left = (time.monotonic() - started) / done * (total - done)
+            flying = ", ".join(str(chunk + 1) for chunk in progress.chunks)
+            text = f"step {done} of {total}, about {left:.0f} s left" + (
+                f", chunks in flight: {flying}" if flying else ""
+            )
+            PromptServer.instance.send_progress_text(text, node)
+
+    return watch
+
+
+def counted(parts: Sequence[T], node: str | None) -> Iterator[T]:
+    """The parts, one after the other, as a node's progress; raises ComfyUI's interrupt."""
+    bar = ProgressBar(len(parts), node_id=node)
+    for done, part in enumerate(parts):
+        management.throw_exception_if_processing_interrupted()
+        yield part
+        bar.update_absolute(done + 1, len(parts))
+
+
+def temporary_path(suffix: str) -> Path:
+    """A new name in ComfyUI's temporary folder."""
+    folder = Path(folder_paths.get_temp_directory()) / MODELS
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{uuid.uuid4().hex}{suffix}"
+
+
+def caption_folder() -> Path:
+    """Where encoded prompts are kept."""
+    return Path(folder_paths.get_user_directory()) / MODELS / "captions"
+
+
+def input_folder() -> Path:
+    return Path(folder_paths.get_input_directory())
+
+
+def check_prefix(prefix: str) -> None:
+    """Raise MagiError unless ``prefix`` names something in ComfyUI's output folder."""
+    if not prefix.strip() or len(prefix) > MAX_PREFIX or not prefix.isprintable():
+        raise MagiError(
+            f"filename_prefix is {prefix[:60]!r}; give a name of 1 to {MAX_PREFIX} printable characters like 'magi/session'"
+        )
+    root = os.path.abspath(folder_paths.get_output_directory())
+    inside = Path(os.path.abspath(os.path.join(root, prefix.replace("\\", "/"))))
+    if not inside.is_relative_to(root) or str(inside) == root:
+        raise MagiError(
+            f"filename_prefix is {prefix[:60]!r}; it must stay in ComfyUI's output folder: leave '..' and the drive out"
+        )
+
+
+def output_path(prefix: str, suffix: str) -> tuple[Path, dict[str, Any]]:
+    """The next free numbered name in ComfyUI's output folder, and how the page is told of it. Raises MagiError as ``check_prefix``."""
+    check_prefix(prefix)
+    folder, name, number, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    file = f"{name}_{number:05}_{suffix}"
+    return Path(folder) / file, {"filename": file, "subfolder": subfolder, "type": "output"}
+
+
+def saved_files(suffix: str) -> list[str]:
+    """Files below the input and output folders, named as ComfyUI writes it: ``name [input]``, ``name [output]``."""
+    found = []
+    for kind, root in (("input", folder_paths.get_input_directory()), ("output", folder_paths.get_output_directory())):
+        files = (path.relative_to(root).as_posix() for path in Path(root).rglob(f"*{suffix}") if path.is_file())
+        found += sorted(f"{name} [{kind}]" for name in files)
+    return found
+
+
+def saved_file(name: str, suffix: str) -> Path:
+    """The path of one of ``saved_files``; raises MagiError for any other name."""
+    if name not in saved_files(suffix):
+        raise MagiError(
+            f"there is no file {name!r} in ComfyUI's input and output folders; reload the page and choose again"
+        )
+    return Path(folder_paths.get_annotated_filepath(name))

@@ -1,0 +1,247 @@
+"""What is to be seen: shots, storyboards, keyframes, the plan of chunks, and prompts turned into conditioning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+
+from magi_core.errors import MagiError
+from magi_core.images import read_keyframe
+from magi_core.plan import plan
+from magi_core.storyboard import MAX_SHOT_SECONDS, Shot
+from magi_core.storyboard import Storyboard as Board
+from magi_core.text.special_tokens import PromptTokens
+
+from . import host, sockets, values
+from .picture import draw_plan
+from .text import encode_prompts
+
+EXAMPLE = "1s: a red circle moves right\n1s: the circle turns blue and moves up"
+STYLES = {"none": {}, "3D animation": {"three_d_model": True}, "2D animation": {"two_d_anime": True}}
+MOTIONS = {"none": {}, "still start": {"static_first_frames": True}, "moving start": {"dynamic_first_frames": True}}
+
+
+def checked(make: Any) -> bool | str:
+    """True, or what a MagiError says: the answer of a node's validation."""
+    try:
+        make()
+    except MagiError as error:
+        return str(error)
+    return True
+
+
+def read_board(text: str) -> values.Board:
+    """A storyboard from its text or JSON form, with the keyframes it names from ComfyUI's input folder."""
+    storyboard = Board.from_string(text)
+    folder = host.input_folder()
+    named = ((number, shot.keyframe) for number, shot in enumerate(storyboard.shots))
+    return values.Board(storyboard, {n: read_keyframe(name, folder) for n, name in named if name is not None})
+
+
+class ShotNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiShot",
+            display_name="Shot (MAGI)",
+            category=sockets.CATEGORY,
+            description="One prompt for some seconds. Chain shots: the storyboard of one goes into the next.",
+            inputs=[
+                io.String.Input(
+                    "prompt", multiline=True, default="a red circle moves right", tooltip="What is seen in this shot."
+                ),
+                io.Float.Input(
+                    "seconds",
+                    default=2.0,
+                    min=0.05,
+                    max=MAX_SHOT_SECONDS,
+                    step=0.5,
+                    tooltip="How long the shot lasts. Prompts change at whole seconds: MAGI makes video in chunks of one second.",
+                ),
+                sockets.Storyboard.Input(
+                    "storyboard", optional=True, tooltip="The shots before this one. Leave it open for the first shot."
+                ),
+                io.Image.Input(
+                    "keyframe",
+                    optional=True,
+                    tooltip="A picture that this shot starts from. It is cut to the video's shape.",
+                ),
+            ],
+            outputs=[sockets.Storyboard.Output(display_name="storyboard")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, prompt: str | None, seconds: float | None) -> bool | str:
+        if prompt is None or seconds is None:  # linked: known when it runs
+            return True
+        return checked(lambda: Board((Shot(prompt, seconds),)))
+
+    @classmethod
+    def execute(
+        cls,
+        prompt: str,
+        seconds: float,
+        storyboard: values.Board | None = None,
+        keyframe: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        image = values.first_image(keyframe, "keyframe")
+        return io.NodeOutput(values.add_shot(storyboard, prompt, seconds, image))
+
+
+class StoryboardNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiStoryboard",
+            display_name="Storyboard (MAGI)",
+            category=sockets.CATEGORY,
+            description="A whole storyboard as text, one line a shot, or as JSON.",
+            inputs=[
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    default=EXAMPLE,
+                    tooltip="One line a shot: '2s: what is seen'. 'prefix: ...' in the first line is put before every prompt; "
+                    "'[image: name.png]' at a line's end is a keyframe from ComfyUI's input folder. JSON works too.",
+                ),
+            ],
+            outputs=[sockets.Storyboard.Output(display_name="storyboard")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, text: str | None) -> bool | str:
+        return text is None or checked(lambda: read_board(text))
+
+    @classmethod
+    def execute(cls, text: str) -> io.NodeOutput:
+        return io.NodeOutput(read_board(text))
+
+
+class Keyframe(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiKeyframe",
+            display_name="Keyframe (MAGI)",
+            category=sockets.CATEGORY,
+            description="Puts a picture into a storyboard: the video starts from it at that second. It is held at the nearest whole second.",
+            inputs=[
+                sockets.Storyboard.Input("storyboard", tooltip="The storyboard that gets the picture."),
+                io.Image.Input(
+                    "image", tooltip="The picture. It is cut to the video's shape; of several the first is taken."
+                ),
+                io.Float.Input(
+                    "second",
+                    default=0.0,
+                    min=0.0,
+                    max=36_000.0,
+                    step=0.5,
+                    tooltip="When the picture is shown, counted from the storyboard's start. Must be before its end.",
+                ),
+            ],
+            outputs=[sockets.Storyboard.Output(display_name="storyboard")],
+        )
+
+    @classmethod
+    def execute(cls, storyboard: values.Board, image: torch.Tensor, second: float) -> io.NodeOutput:
+        return io.NodeOutput(storyboard.with_keyframe(values.frames_of(image[:1], "image")[0], second))
+
+
+class PlanNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiPlan",
+            display_name="Plan (MAGI)",
+            category=sockets.CATEGORY,
+            description="Shows which chunk of the video gets which prompt, without loading any model.",
+            is_output_node=True,
+            inputs=[
+                sockets.Storyboard.Input("storyboard", tooltip="The storyboard to lay out."),
+                io.Float.Input(
+                    "fps",
+                    default=24.0,
+                    min=1.0,
+                    max=240.0,
+                    step=1.0,
+                    tooltip="Frames per second; MAGI-1 was made for 24.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(display_name="table"),
+                io.Image.Output(display_name="picture"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, storyboard: values.Board, fps: float) -> io.NodeOutput:
+        layout = plan(storyboard.storyboard, fps)
+        table, picture = layout.table(), values.image_of(draw_plan(layout)[None])
+        shown = {**ui.PreviewImage(picture, cls=cls).as_dict(), "text": [table]}
+        return io.NodeOutput(table, picture, ui=shown)
+
+
+class EncodeStoryboard(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiEncodeStoryboard",
+            display_name="Encode Storyboard (MAGI)",
+            category=sockets.CATEGORY,
+            description="Turns a storyboard's prompts into conditioning, one entry a shot. Each distinct prompt is encoded once, and kept.",
+            inputs=[
+                io.Clip.Input(
+                    "clip", tooltip="'Load MAGI Text Encoder', or 'Load CLIP' with a t5xxl file and type mochi or ltxv."
+                ),
+                sockets.Storyboard.Input("storyboard", tooltip="What is to be seen."),
+                io.Combo.Input(
+                    "style",
+                    options=list(STYLES),
+                    default="none",
+                    tooltip="A special token before every prompt that says what kind of picture is wanted.",
+                ),
+                io.Combo.Input(
+                    "motion",
+                    options=list(MOTIONS),
+                    default="none",
+                    tooltip="A special token that says whether the first frames stand still or move.",
+                ),
+                io.Boolean.Input(
+                    "high_quality",
+                    default=False,
+                    tooltip="The special token for high quality. Good for the released models; magi-nano has not learned it.",
+                ),
+                io.Boolean.Input(
+                    "countdown",
+                    default=False,
+                    tooltip="Tell every chunk how many are still to come. Good for the released models; magi-nano has not learned it.",
+                ),
+                io.Boolean.Input(
+                    "negative",
+                    default=False,
+                    tooltip="Steer away from borders, logos, captions and transitions. Needs the model's special_tokens.npz.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output(display_name="conditioning")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        clip: Any,
+        storyboard: values.Board,
+        style: str,
+        motion: str,
+        high_quality: bool,
+        countdown: bool,
+        negative: bool,
+    ) -> io.NodeOutput:
+        tokens = PromptTokens(high_quality=high_quality, duration=countdown, **STYLES[style], **MOTIONS[motion])
+        board = storyboard.storyboard
+        captions = encode_prompts(clip, [board.prompt_of(shot) for shot in board.shots])
+        return io.NodeOutput(values.conditioning_of(captions, values.Said(storyboard, tokens, negative)))
+
+
+NODES: list[Any] = [ShotNode, StoryboardNode, Keyframe, PlanNode, EncodeStoryboard]

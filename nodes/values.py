@@ -1,0 +1,189 @@
+"""What travels between nodes, and how ComfyUI's values turn into the library's.
+
+ComfyUI's images are float [T, H, W, C] in 0..1, its latents unscaled [1, C, T, h, w] in a dict under "samples"; the library's frames
+are uint8 [T, H, W, 3], its latents scaled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from magi_core.config import Sampling
+from magi_core.errors import MagiError
+from magi_core.images import Frames
+from magi_core.plan import checked_fps
+from magi_core.storyboard import Shot, Storyboard
+from magi_core.text.caption import Caption
+from magi_core.text.special_tokens import PromptTokens
+from magi_core.video import at_rate
+
+PIXELS = 16
+"""Width and height are multiples of this: 8 pixels a latent, 2 latents a token."""
+SMALLEST, LARGEST = 2 * PIXELS, 8192
+GUIDED_UNTIL = 0.3
+"""From this time on the prompt's strength stays as the model has it."""
+SOCKET_IMAGE = "(connected image)"
+"""A shot's keyframe name when its picture came through a socket."""
+SAID = "magi"
+"""Key of ``Said`` in the dict of a CONDITIONING entry."""
+
+
+@dataclass(frozen=True, eq=False)
+class Board:
+    """A storyboard with its pictures: the value of a MAGI_STORYBOARD socket."""
+
+    storyboard: Storyboard
+    images: Mapping[int, Frames] = field(default_factory=dict)
+    """Keyframes [H, W, 3] by shot; every shot that names a keyframe has one."""
+
+    def with_keyframe(self, image: Frames, second: float) -> Board:
+        """This storyboard with a picture at a second; a shot that is already running is cut in two there.
+
+        Raises MagiError when the second lies outside of the storyboard.
+        """
+        if not 0 <= second < self.storyboard.seconds:
+            raise MagiError(
+                f"second is {second:g}; the storyboard lasts {self.storyboard.seconds:g} s: "
+                f"give a second from 0 to before {self.storyboard.seconds:g}"
+            )
+        at, start = Fraction(repr(float(second))), Fraction(0)
+        shots: list[Shot] = []
+        images: dict[int, Frames] = {}
+        for number, shot in enumerate(self.storyboard.shots):
+            end = start + Fraction(repr(shot.seconds))
+            if number in self.images:
+                images[len(shots)] = self.images[number]
+            if start < at < end:
+                shots.append(replace(shot, seconds=float(at - start)))
+                shot = Shot(shot.prompt, float(end - at))
+            if start <= at < end:
+                images[len(shots)] = image
+                shot = replace(shot, keyframe=SOCKET_IMAGE)
+            shots.append(shot)
+            start = end
+        return Board(replace(self.storyboard, shots=tuple(shots)), images)
+
+
+def add_shot(board: Board | None, prompt: str, seconds: float, image: Frames | None) -> Board:
+    """The storyboard and one more shot; without a storyboard the first one."""
+    shot = Shot(prompt, seconds, None if image is None else SOCKET_IMAGE)
+    if board is None:
+        return Board(Storyboard((shot,)), {} if image is None else {0: image})
+    shots = (*board.storyboard.shots, shot)
+    images = board.images if image is None else {**board.images, len(shots) - 1: image}
+    return Board(replace(board.storyboard, shots=shots), images)
+
+
+@dataclass(frozen=True, eq=False)
+class Said:
+    """What a CONDITIONING of ours says besides its embeddings, of which it has one a shot."""
+
+    board: Board
+    tokens: PromptTokens
+    negative: bool
+
+
+def conditioning_of(captions: Iterable[Caption], said: Said) -> list[list[Any]]:
+    """A CONDITIONING: one entry a shot, [embedding [1, L, C], {"attention_mask": [1, L], "magi": said}]."""
+    return [
+        [caption.embedding[None], {"attention_mask": caption.mask[None].long(), "pooled_output": None, SAID: said}]
+        for caption in captions
+    ]
+
+
+def captions_of(conditioning: Any) -> tuple[Said, list[Caption]]:
+    """What ``conditioning_of`` was given; raises MagiError for a CONDITIONING of another node."""
+    said = conditioning[0][1].get(SAID) if conditioning else None
+    if not isinstance(said, Said) or len(conditioning) != len(said.board.storyboard.shots):
+        raise MagiError(
+            "conditioning must come straight from 'Encode Storyboard (MAGI)', which says how long each prompt lasts"
+        )
+    return said, [Caption(entry[0], extra["attention_mask"][0]) for entry, extra in conditioning]
+
+
+def frames_of(images: Tensor, name: str) -> Frames:
+    """uint8 [T, H, W, 3] of an IMAGE [T, H, W, 1..4] in 0..1 (transparency over black); MagiError for NaN or another shape."""
+    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4) or not images.numel():
+        raise MagiError(f"{name} has shape {list(images.shape)}; it must be an image [frames, height, width, 3]")
+    images = images.detach().float().cpu()
+    if not bool(torch.isfinite(images).all()):
+        raise MagiError(f"{name} holds NaN or infinite pixels; look at the node that made it")
+    colour = images[..., :3] * images[..., 3:] if images.shape[-1] == 4 else images.expand(*images.shape[:3], 3)
+    pixels: Frames = (colour.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return pixels
+
+
+def image_of(frames: Frames) -> Tensor:
+    """IMAGE [T, H, W, 3] float32 in 0..1 of uint8 frames."""
+    return torch.from_numpy(np.ascontiguousarray(frames)).float() / 255
+
+
+def first_image(images: Tensor | None, name: str) -> Frames | None:
+    """The first picture [H, W, 3] of an IMAGE, if there is one."""
+    return None if images is None else frames_of(images[:1], name)[0]
+
+
+def last_frames(images: Tensor, rate: float | Fraction, fps: int, count: int, name: str) -> Frames:
+    """The last ``count`` frames, at ``fps``, of an IMAGE that plays at ``rate``; frames are repeated or dropped, never blended."""
+    source = checked_fps(rate)
+    first = max(0, len(images) - int(-(-count * source // fps)) - 1) if source != fps else max(0, len(images) - count)
+    frames = frames_of(images[first:], name)
+    if source != fps:
+        timed = ((Fraction(i) / source, 1 / source, frame) for i, frame in enumerate(frames))
+        frames = np.stack(list(at_rate(timed, Fraction(fps), name)))
+    return frames[-count:]
+
+
+def latents_of(latent: Mapping[str, Any], channels: int, scale_factor: float, name: str) -> Tensor:
+    """Scaled latents [1, C, T, h, w] of a LATENT; MagiError when another kind of model made it."""
+    samples = latent.get("samples")
+    if not isinstance(samples, Tensor) or samples.ndim != 5 or samples.shape[0] != 1 or samples.shape[1] != channels:
+        shape = list(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
+        raise MagiError(f"{name} is {shape}; it must be one video's latents [1, {channels}, frames, height, width]")
+    if not bool(torch.isfinite(samples).all()):
+        raise MagiError(f"{name} holds NaN or infinite values; look at the node that made it")
+    return samples.float() * scale_factor
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise MagiError unless both are 0 (the model's own) or multiples of 16 from 32 to 8192."""
+    for name, value in (("width", width), ("height", height)):
+        if value and (value % PIXELS or not SMALLEST <= value <= LARGEST):
+            near = min(LARGEST, max(SMALLEST, round(value / PIXELS) * PIXELS))
+            raise MagiError(
+                f"{name} is {value}; it must be a multiple of {PIXELS} from {SMALLEST} to {LARGEST}, or 0 for the model's own: try {near}"
+            )
+
+
+def parse_ranges(text: str) -> tuple[int, ...]:
+    """The numbers of a list like "5,4,3,2"; raises MagiError for anything else."""
+    words = text.replace(" ", "").split(",") if text.strip() else []
+    if any(not (word.isascii() and word.isdigit() and 0 < int(word[:6]) < 10_000) for word in words):
+        raise MagiError(
+            f"kv_ranges is {text[:60]!r}; it must be a list of chunk counts like '5,4,3,2', or empty for the model's own"
+        )
+    return tuple(int(word) for word in words)
+
+
+def sampling_with(own: Sampling, *, steps: int, window: int, guidance: float, kv_ranges: str) -> Sampling:
+    """The model's settings with what was asked for; 0 and "" leave them. Raises MagiError for what does not go together."""
+    changes: dict[str, Any] = {}
+    if steps:
+        changes["num_steps"] = steps
+    if window:
+        changes["window_size"] = window
+    if guidance:
+        if own.cfg_number == 1:
+            raise MagiError(f"guidance is {guidance:g}; a distilled model has its guidance built in: set it to 0")
+        noisy = zip(own.cfg_t_range, own.text_scales, strict=True)
+        changes["text_scales"] = tuple(guidance if t < GUIDED_UNTIL else scale for t, scale in noisy)
+    if ranges := parse_ranges(kv_ranges):
+        changes["noise2clean_kvrange"] = ranges
+    return replace(own, **changes)

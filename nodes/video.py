@@ -1,0 +1,157 @@
+"""Videos at the end of the graph: latents straight into a file, and one node that does it all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import InputImpl, io
+from comfy_execution.graph_utils import GraphBuilder
+
+from magi_core.errors import MagiError
+from magi_core.video import VideoWriter
+
+from . import host, sockets, values
+from .denoise import MOST_SEED
+from .loaders import is_checkpoint
+from .storyboard import EXAMPLE, checked, read_board
+from .vae import CHUNK, MagiVAE
+
+
+class DecodeVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiDecodeVideo",
+            display_name="Decode Video (MAGI)",
+            category=sockets.CATEGORY,
+            description="Decodes latents straight into a video file, second by second, so that a long video needs no more memory than a short one. "
+            "(Core's VAE Decode gives all frames as images.)",
+            inputs=[
+                io.Latent.Input("latent", tooltip="From 'Chunk Denoise' or 'Extend Video'."),
+                io.Vae.Input("vae", tooltip="From 'Load MAGI VAE'."),
+                io.Float.Input(
+                    "fps",
+                    default=24.0,
+                    min=1.0,
+                    max=240.0,
+                    step=1.0,
+                    tooltip="Frames per second; MAGI-1 was made for 24.",
+                ),
+            ],
+            outputs=[io.Video.Output(display_name="video"), io.Image.Output(display_name="last_frame")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, latent: dict[str, Any], vae: MagiVAE, fps: float) -> io.NodeOutput:
+        if not isinstance(vae, MagiVAE):
+            raise MagiError(f"vae is a {type(vae).__name__}; connect 'Load MAGI VAE'")
+        latents = values.latents_of(latent, vae.latent_channels, 1.0, "latent")
+        path, image = host.temporary_path(".mp4"), torch.empty(0)
+        with VideoWriter(path, fps=fps) as writer, host.out_of_memory("close other programs that use the GPU"):
+            for part in host.counted(latents.split(CHUNK, dim=2), cls.hidden.unique_id):
+                image = vae.decode(part)[0]
+                writer.append((image * 255).to(torch.uint8).numpy())
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), image[-1:].clone())
+
+
+class Video(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiVideo",
+            display_name="MAGI Video",
+            category=sockets.CATEGORY,
+            description="One box: a storyboard goes in, a video comes out. Give a picture to start from, or a session to go on with. "
+            "Everything inside can also be built from the other MAGI nodes.",
+            enable_expand=True,
+            inputs=[
+                io.String.Input(
+                    "storyboard",
+                    multiline=True,
+                    default=EXAMPLE,
+                    tooltip="One line a shot: '2s: what is seen'. A plain line lasts one second. JSON works too.",
+                ),
+                io.Combo.Input(
+                    "model",
+                    options=host.choices(None, is_checkpoint),
+                    default=host.NANO,
+                    tooltip="magi-nano, or a checkpoint below models/magi with its text encoder and VAE beside it.",
+                ),
+                io.Int.Input(
+                    "width",
+                    default=0,
+                    min=0,
+                    max=values.LARGEST,
+                    step=values.PIXELS,
+                    tooltip="In pixels, a multiple of 16. 0: what the model was made for.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=0,
+                    min=0,
+                    max=values.LARGEST,
+                    step=values.PIXELS,
+                    tooltip="In pixels, a multiple of 16. 0: what the model was made for.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=MOST_SEED,
+                    control_after_generate=True,
+                    tooltip="The same seed gives the same video on the same device.",
+                ),
+                io.Image.Input("image", optional=True, tooltip="A picture that becomes the first frame."),
+                sockets.Session.Input(
+                    "session", optional=True, tooltip="Go on with this session; size and seed are the session's own."
+                ),
+            ],
+            outputs=[
+                io.Video.Output(display_name="video"),
+                io.Image.Output(display_name="last_frame"),
+                sockets.Session.Output(display_name="session"),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, storyboard: str | None, width: int | None, height: int | None) -> bool | str:
+        answer = checked(lambda: values.check_size(width or 0, height or 0))
+        if answer is not True or storyboard is None:
+            return answer
+        return checked(lambda: read_board(storyboard))
+
+    @classmethod
+    def execute(
+        cls, storyboard: str, model: str, width: int, height: int, seed: int, image: Any = None, session: Any = None
+    ) -> io.NodeOutput:
+        if image is not None and session is not None:
+            raise MagiError("connect either image or session: a session goes on with its own last frame")
+        graph = GraphBuilder()
+        story = graph.node("MagiStoryboard", text=storyboard)
+        clip = graph.node("MagiLoadTextEncoder", text_encoder=model, device="auto")
+        spoken = {"style": "none", "motion": "none", "high_quality": False, "countdown": False, "negative": False}
+        said = graph.node("MagiEncodeStoryboard", clip=clip.out(0), storyboard=story.out(0), **spoken)
+        vae = graph.node("MagiLoadVAE", vae=model, precision="auto")
+        network = graph.node("MagiLoadModel", model=model, precision="auto")
+        common = {
+            "model": network.out(0),
+            "conditioning": said.out(0),
+            "vae": vae.out(0),
+            "seed": seed,
+            "fit": "crop",
+            "finish": True,
+            "more_to_come": 0,
+        }
+        if session is not None:
+            made = graph.node("MagiExtendVideo", session=session, **common)
+        else:
+            own = {"steps": 0, "window": 0, "guidance": 0.0, "kv_ranges": ""}
+            start = {} if image is None else {"start_image": image}
+            made = graph.node("MagiChunkDenoise", width=width, height=height, **own, **start, **common)
+        shown = graph.node("MagiDecodeVideo", latent=made.out(0), vae=vae.out(0), fps=24.0)
+        return io.NodeOutput(shown.out(0), shown.out(1), made.out(1), expand=graph.finalize())
+
+
+NODES: list[Any] = [DecodeVideo, Video]

@@ -1,0 +1,149 @@
+"""Between ComfyUI's values and ours: pictures, latents, storyboards with pictures, settings."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from magi_core.config import PRESETS, Sampling
+from magi_core.errors import MagiError
+from magi_core.plan import plan
+from magi_core.storyboard import Storyboard
+from magi_core.text.caption import Caption
+from magi_core.text.special_tokens import PromptTokens
+from nodes import values
+
+RED = np.full((4, 6, 3), (255, 0, 0), np.uint8)
+BLUE = np.full((4, 6, 3), (0, 0, 255), np.uint8)
+
+
+def board(text: str) -> values.Board:
+    return values.Board(Storyboard.from_string(text))
+
+
+def test_pictures_come_back_as_they_were() -> None:
+    frames = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    assert np.array_equal(values.frames_of(values.image_of(frames), "image"), frames)
+
+
+def test_transparency_is_over_black_and_grey_is_spread() -> None:
+    half = torch.ones(1, 2, 2, 4)
+    half[..., 3] = 0.5
+    assert (values.frames_of(half, "image") == 128).all()
+    assert values.frames_of(torch.ones(1, 2, 2, 1), "image").shape == (1, 2, 2, 3)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_pictures_are_refused_by_name(bad: float) -> None:
+    with pytest.raises(MagiError, match="start_image holds NaN"):
+        values.frames_of(torch.full((1, 2, 2, 3), bad), "start_image")
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 3), (1, 2, 2, 2), (0, 2, 2, 3), (1, 0, 2, 3)])
+def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(MagiError, match="image has shape"):
+        values.frames_of(torch.zeros(shape), "image")
+
+
+def test_shots_are_chained_with_their_pictures() -> None:
+    one = values.add_shot(None, "a", 1.0, RED)
+    two = values.add_shot(one, "b", 2.0, None)
+    three = values.add_shot(two, "c", 1.0, BLUE)
+    assert [shot.prompt for shot in three.storyboard.shots] == ["a", "b", "c"]
+    assert three.images.keys() == {0, 2} and three.images[2] is BLUE
+    assert len(one.storyboard.shots) == 1, "a value on a socket never changes"
+
+
+def test_a_keyframe_within_a_shot_cuts_it() -> None:
+    cut = board("4s: a\n2s: b").with_keyframe(RED, 3.0)
+    assert [(shot.prompt, shot.seconds) for shot in cut.storyboard.shots] == [("a", 3.0), ("a", 1.0), ("b", 2.0)]
+    chunks = plan(cut.storyboard).chunks
+    assert [chunk.index for chunk in chunks if chunk.keyframe] == [3]
+    assert cut.with_keyframe(BLUE, 4.0).images.keys() == {1, 2}
+
+
+@given(st.lists(st.sampled_from([0.5, 1.0, 1.3, 2.0]), min_size=1, max_size=6), st.floats(0, 1, exclude_max=True))
+def test_a_keyframe_keeps_length_and_words(lengths: list[float], place: float) -> None:
+    story = board("\n".join(f"{seconds}s: shot {i}" for i, seconds in enumerate(lengths)))
+    second = round(place * story.storyboard.seconds, 3)
+    if second >= story.storyboard.seconds:
+        return
+    after = story.with_keyframe(RED, second)
+    assert after.storyboard.seconds == pytest.approx(story.storyboard.seconds)
+    assert len(after.images) == 1
+    (shot,) = after.images
+    assert sum(s.seconds for s in after.storyboard.shots[:shot]) == pytest.approx(second)
+
+
+@pytest.mark.parametrize("second", [-1.0, 6.0, 1e9, float("nan")])
+def test_a_keyframe_outside_is_refused(second: float) -> None:
+    with pytest.raises(MagiError, match="second is"):
+        board("4s: a\n2s: b").with_keyframe(RED, second)
+
+
+def test_conditioning_carries_the_storyboard() -> None:
+    said = values.Said(board("1s: a\n1s: b"), PromptTokens(), False)
+    captions = [Caption(torch.randn(3, 8), torch.ones(3, dtype=torch.bool)) for _ in range(2)]
+    conditioning = values.conditioning_of(captions, said)
+    assert conditioning[0][0].shape == (1, 3, 8) and conditioning[0][1]["attention_mask"].shape == (1, 3)
+    back, again = values.captions_of(conditioning)
+    assert back is said and torch.equal(again[1].embedding, captions[1].embedding)
+
+
+@pytest.mark.parametrize("foreign", [[], [[torch.zeros(1, 2, 3), {}]]])
+def test_other_conditioning_is_refused(foreign: list[object]) -> None:
+    with pytest.raises(MagiError, match="Encode Storyboard"):
+        values.captions_of(foreign)
+
+
+def test_the_end_of_a_clip_at_another_rate() -> None:
+    images = torch.linspace(0, 1, 120)[:, None, None, None].expand(120, 2, 2, 3)
+    at_30 = values.last_frames(images, Fraction(30), 24, 48, "video")
+    assert at_30.shape == (48, 2, 2, 3)
+    assert at_30[-1, 0, 0, 0] >= 253, "the clip's end is the end"
+    assert values.last_frames(images, 24, 24, 96, "video").shape[0] == 96
+    assert values.last_frames(images[:5], 24, 24, 96, "video").shape[0] == 5
+
+
+def test_latents_are_scaled_and_checked() -> None:
+    samples = torch.randn(1, 16, 6, 8, 8)
+    assert torch.equal(values.latents_of({"samples": samples}, 16, 0.5, "latent"), samples * 0.5)
+    for bad in (torch.randn(1, 4, 8, 8), torch.randn(2, 16, 6, 8, 8), torch.randn(1, 4, 6, 8, 8), None):
+        with pytest.raises(MagiError, match="latent is"):
+            values.latents_of({"samples": bad}, 16, 1.0, "latent")
+    with pytest.raises(MagiError, match="NaN"):
+        values.latents_of({"samples": samples * float("nan")}, 16, 1.0, "latent")
+
+
+@pytest.mark.parametrize(("width", "height"), [(8, 64), (65, 64), (64, 16), (-16, 64), (8208, 64), (64, 1)])
+def test_sizes_that_do_not_fit(width: int, height: int) -> None:
+    with pytest.raises(MagiError, match="multiple of 16"):
+        values.check_size(width, height)
+
+
+def test_sizes_that_fit() -> None:
+    for size in ((0, 0), (64, 0), (720, 1280), (32, 8192)):
+        values.check_size(*size)
+
+
+def test_settings() -> None:
+    own = PRESETS["nano"].sampling
+    assert values.sampling_with(own, steps=0, window=0, guidance=0, kv_ranges="") == own
+    changed = values.sampling_with(own, steps=12, window=2, guidance=3.0, kv_ranges="3, 2")
+    assert (changed.num_steps, changed.window_size, changed.noise2clean_kvrange) == (12, 2, (3, 2))
+    assert changed.text_scales == (3.0, 3.0, 3.0, 1.0, 1.0)
+    with pytest.raises(MagiError, match="distilled"):
+        values.sampling_with(Sampling(cfg_number=1), steps=0, window=0, guidance=3.0, kv_ranges="")
+    with pytest.raises(MagiError, match="num_steps"):
+        values.sampling_with(own, steps=7, window=0, guidance=0, kv_ranges="")
+
+
+@pytest.mark.parametrize("text", ["5;4", "a", "0", "-1", "1.5", "1,,2", "١", "99999999999"])
+def test_ranges_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(MagiError, match="kv_ranges"):
+        values.parse_ranges(text)
