@@ -103,13 +103,16 @@ class Making:
         session, notes, extra = Session.load(path, model.dit)
         try:
             pending = {int(chunk): ChunkPlan(**planned) for chunk, planned in json.loads(notes["pending"]).items()}
-            tail = extra.get("tail_latents")
-            if "tail" in extra and (latents := len(extra["tail"]) // FRAMES_PER_LATENT):
-                # The command line keeps pictures; the newest clean chunk ends with the latents of the same frames.
-                tail = session.state.clean[max(session.state.clean)][:, :, -latents:]
+            parts = [extra["tail_latents"]] if "tail_latents" in extra else []
+            # The command line keeps pictures; the clean chunk before ends with the latents of the same frames.
+            if "undecoded" in extra:
+                del pending[min(pending)]
+                parts.append(extra["undecoded"])
+            elif "tail" in extra and (latents := len(extra["tail"]) // FRAMES_PER_LATENT):
+                parts.append(session.state.clean[max(session.state.clean)][:, :, -latents:])
         except (KeyError, TypeError, ValueError) as error:
             raise MagiError(f"the session {path} does not say what its chunks are to show; it is damaged") from error
-        return cls(model, session, pending, None if tail is None else tail.cpu())
+        return cls(model, session, pending, torch.cat(parts, dim=2).cpu() if parts else None)
 
     def add(self, layout: Plan, said: Said, captions: Sequence[Caption], images: Mapping[int, Tensor]) -> None:
         """Plan more chunks. captions: one a shot. images: latents [1, C, 1, h, w] by chunk of the layout, see ``encode_pictures``."""
@@ -153,8 +156,11 @@ class Making:
         self.session.save(path, notes={"pending": json.dumps(pending)}, extra=extra)
 
     def _keep(self, finished: FinishedChunk) -> Tensor:
-        latents = finished.latents.cpu()
-        shown = -(-self.pending.pop(finished.index).frames // FRAMES_PER_LATENT)
+        planned = self.pending.pop(finished.index)
+        # A clip of one latent frame is taken for an image, which is part of what comes out; a clip's frames are not.
+        new = self.session.sampling.chunk_width - planned.skip_frames // FRAMES_PER_LATENT
+        latents = finished.latents[:, :, -new:].cpu()
+        shown = -(-planned.frames // FRAMES_PER_LATENT)
         self.tail = latents[:, :, shown:].clone() if shown < latents.shape[2] else None
         return latents[:, :, :shown]
 
@@ -167,8 +173,8 @@ def lay_out(
     prefix: Tensor | None = None,
     more_to_come: int = 0,
 ) -> Plan:
-    """The chunks of a storyboard. prefix: latents of a video that is continued; a single latent frame is a first image."""
-    frames = 0 if prefix is None or prefix.shape[2] == 1 else prefix.shape[2] * FRAMES_PER_LATENT
+    """The chunks of a storyboard. prefix: latents of a video that is continued."""
+    frames = 0 if prefix is None else prefix.shape[2] * FRAMES_PER_LATENT
     chunk_frames = sampling.chunk_width * FRAMES_PER_LATENT
     return plan(storyboard, config.fps, chunk_frames=chunk_frames, prefix_frames=frames, more_to_come=more_to_come)
 

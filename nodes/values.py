@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from magi_core.config import Sampling
+from magi_core.config import MAX_SIDE, Sampling
 from magi_core.errors import MagiError
 from magi_core.images import Frames
 from magi_core.plan import checked_fps
@@ -26,7 +26,7 @@ from magi_core.video import at_rate
 
 PIXELS = 16
 """Width and height are multiples of this: 8 pixels a latent, 2 latents a token."""
-SMALLEST, LARGEST = 2 * PIXELS, 8192
+SMALLEST, LARGEST = 2 * PIXELS, MAX_SIDE
 GUIDED_UNTIL = 0.3
 """From this time on the prompt's strength stays as the model has it."""
 SOCKET_IMAGE = "(connected image)"

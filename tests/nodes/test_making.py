@@ -18,8 +18,8 @@ from magi_core.text.caption import Caption
 from magi_core.text.special_tokens import PromptTokens
 from nodes.making import MagiModel, Making, Setting, encode_pictures, lay_out
 from nodes.text import MagiTextEncoder, encode_prompts
-from nodes.values import Board, Said
 from nodes.vae import MagiVAE
+from nodes.values import Board, Said
 
 ONE, TWO = "1s: a red circle moves right", "1s: the circle turns blue"
 RED = np.full((64, 64, 3), (255, 0, 0), np.uint8)
@@ -75,7 +75,9 @@ def test_a_dry_session_equals_its_latents_as_prefix(model: MagiModel, clip: Magi
     first.save(tmp_path / "a.session")
     second = Making.load(tmp_path / "a.session", model)
     add(second, clip, ONE)
-    assert torch.equal(second.run(drain=True, watch=ignore), begin(model, clip, ONE, latents).run(drain=True, watch=ignore))
+    assert torch.equal(
+        second.run(drain=True, watch=ignore), begin(model, clip, ONE, latents).run(drain=True, watch=ignore)
+    )
 
 
 def test_what_was_cut_off_comes_first(model: MagiModel, clip: MagiTextEncoder, tmp_path: Path) -> None:
@@ -142,6 +144,12 @@ def test_pictures_without_a_vae_or_twice_are_refused(model: MagiModel, clip: Mag
         encode_pictures(layout, said, None, None, 64, 64)
     with pytest.raises(MagiError, match="disconnect one"):
         encode_pictures(layout, said, RED, None, 64, 64)
+
+
+def test_a_clip_of_four_frames_is_not_shown_again(model: MagiModel, clip: MagiTextEncoder, vae: MagiVAE) -> None:
+    prefix = vae.encode(torch.rand(4, 64, 64, 3))
+    assert prefix.shape[2] == 1
+    assert begin(model, clip, "0.5s: a red circle", prefix).run(drain=True, watch=ignore).shape[2] == 3
 
 
 def test_a_clip_with_an_incomplete_chunk_is_filled_up(model: MagiModel, clip: MagiTextEncoder) -> None:

@@ -98,4 +98,3 @@ def test_the_plans_picture_shows_chunks_shots_and_keyframes() -> None:
     assert (picture[46 + 2 * ROW + 11, 12 + 11] > 200).all(), "the keyframe's dot"
     long = draw_plan(plan(Storyboard.from_string("500s: " + "word " * 500)))
     assert long.shape[0] < (MOST_ROWS + 4) * ROW and long.shape[1] == picture.shape[1]
-

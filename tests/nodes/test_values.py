@@ -143,7 +143,7 @@ def test_settings() -> None:
         values.sampling_with(own, steps=7, window=0, guidance=0, kv_ranges="")
 
 
-@pytest.mark.parametrize("text", ["5;4", "a", "0", "-1", "1.5", "1,,2", "١", "99999999999"])
+@pytest.mark.parametrize("text", ["5;4", "a", "0", "-1", "1.5", "1,,2", "\u0661", "99999999999"])
 def test_ranges_that_cannot_be_read(text: str) -> None:
     with pytest.raises(MagiError, match="kv_ranges"):
         values.parse_ranges(text)
