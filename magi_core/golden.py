@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from magi_core.config import MagiConfig, parse_config
-from magi_core.errors import MagiError
+from magi_core.errors import MagiError, shorten
+from magi_core.files import read_json_object
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Golden:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self._manifest = self.json("manifest.json")
+        self._manifest = read_json_object(self.folder / "manifest.json")
 
     def json(self, name: str) -> Any:
         """The parsed content of a JSON file of the folder."""
@@ -77,19 +78,26 @@ class Golden:
     @cached_property
     def cases(self) -> tuple[Case, ...]:
         """All tensor cases whose file is there (a subset folder keeps the whole manifest)."""
-        cases = []
-        for entry in self._manifest["cases"]:
-            if (self.folder / entry["file"]).suffix == ".safetensors" and (self.folder / entry["file"]).is_file():
-                tolerance = {
-                    name: Tolerance(limits["max_abs"], limits.get("rel_rms", float("inf")))
-                    for name, limits in entry.get("tolerance", {}).items()
-                }
-                outputs = tuple(entry.get("outputs") or ())
-                file = self.folder / entry["file"]
-                cases.append(
-                    Case(entry["id"], entry.get("config") or "", file, entry.get("meta") or {}, outputs, tolerance)
-                )
-        return tuple(cases)
+        return tuple(case for entry in self._manifest.get("cases", ()) if (case := self._case(entry)) is not None)
+
+    def _case(self, entry: dict[str, Any]) -> Case | None:
+        """A case of the manifest, or None where its file is absent or no tensors; a file outside of the folder is refused."""
+        try:
+            file = self.folder / entry["file"]
+            if ".." in file.relative_to(self.folder).parts:
+                raise ValueError("it leads out of the folder")
+            if file.suffix != ".safetensors" or not file.is_file():
+                return None
+            tolerance = {
+                name: Tolerance(limits["max_abs"], limits.get("rel_rms", float("inf")))
+                for name, limits in (entry.get("tolerance") or {}).items()
+            }
+            outputs = tuple(entry.get("outputs") or ())
+            return Case(entry["id"], entry.get("config") or "", file, entry.get("meta") or {}, outputs, tolerance)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise MagiError(
+                f"a case in {self.folder / 'manifest.json'} cannot be used ({shorten(entry)}): {error!r}"
+            ) from error
 
     def family(self, name: str) -> tuple[Case, ...]:
         return tuple(case for case in self.cases if case.family == name)
@@ -102,7 +110,10 @@ class Golden:
 
     def config_document(self, name: str) -> dict[str, Any]:
         """The configuration's JSON as recorded (a DiT, a VAE or a T5 one)."""
-        document: dict[str, Any] = self._manifest["configs"][name]
+        try:
+            document: dict[str, Any] = self._manifest["configs"][name]
+        except (KeyError, TypeError) as error:
+            raise MagiError(f"{self.folder / 'manifest.json'} has no configuration {shorten(name)}") from error
         return document
 
     def config(self, name: str) -> MagiConfig:

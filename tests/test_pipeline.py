@@ -76,6 +76,27 @@ def test_an_interrupted_generation_finishes_to_the_same_bits(
     np.testing.assert_array_equal(joined(first + rest), joined(long_way))
 
 
+def test_an_interrupt_while_a_chunk_is_decoded_loses_nothing(
+    magi: Magi,
+    quick: dict[str, object],
+    long_way: list[magi_core.pipeline.Chunk],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    begun = magi.generate(LONG, **quick)
+    first = list(islice(begun, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr("magi_core.generation.decode_frames", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(begun)
+    begun.save(tmp_path / "decoding.session")
+    for rest in (list(magi.extend(tmp_path / "decoding.session")), list(begun)):
+        np.testing.assert_array_equal(joined(first + rest), joined(long_way))
+
+
 def test_a_trimmed_chunk_leaves_no_gap_when_extended(magi: Magi, quick: dict[str, object], tmp_path: Path) -> None:
     short = magi.generate("1.5s: a red circle moves right", **quick)
     first = list(short)
@@ -99,7 +120,7 @@ def test_from_an_image_and_a_keyframe(magi: Magi, quick: dict[str, object], tmp_
 
 def test_a_clip_of_any_length_is_continued(magi: Magi, quick: dict[str, object]) -> None:
     clip = render(Clip("square", 9.0, 0.7, "black", (50.0, 30.0), (Phase("yellow", "left"),) * 2))
-    for frames, first_chunk in ((48, 2), (32, 1), (10, 0)):
+    for frames, first_chunk in ((48, 2), (32, 1), (10, 0), (4, 0)):
         chunks = list(magi.generate("1.5s: it keeps moving left", video=clip[-frames:], **quick))
         assert chunks[0].index == first_chunk
         assert len(joined(chunks)) == 36
@@ -123,5 +144,5 @@ def test_what_does_not_fit_is_named(magi: Magi, changes: dict[str, object], name
 
 def test_the_model_of_another_session_is_refused(magi: Magi, tmp_path: Path) -> None:
     (tmp_path / "no.session").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
-    with pytest.raises(MagiError, match="no.session"):
+    with pytest.raises(MagiError, match=r"no.session"):
         magi.extend(tmp_path / "no.session", STORY)

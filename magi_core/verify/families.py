@@ -12,7 +12,7 @@ from torch import Tensor
 from magi_core.denoise.schedule import step_embedding
 from magi_core.golden import Case, Golden
 from magi_core.model import KVCache, MagiDiT
-from magi_core.text.assembly import null_caption, stacked_condition
+from magi_core.text.assembly import NULL_LENGTH, null_caption, stacked_condition
 from magi_core.text.encoder import T5TextEncoder
 from magi_core.text.weights import T5Files, T5Sizes
 from magi_core.vae import Tiling, decode_tiled, encode_tiled, frames_to_video, video_to_frames
@@ -24,23 +24,30 @@ Outputs = dict[str, Tensor]
 
 @torch.inference_mode()
 def dit_forward(golden: Golden, case: Case) -> Outputs:
-    """One pass of the network; the kvcache cases write two chunks, then read them."""
-    model, inputs = recorded_dit(golden, case.config), case.inputs
+    """One pass of the network; the kvcache cases write the chunks of a prefix, then read them."""
+    model, inputs, meta = recorded_dit(golden, case.config), case.inputs, case.meta
     if "x_prefix" in inputs:
         cache = KVCache()
-        lengths = torch.full((2,), case.meta["mask_len"])
-        chunk_tokens = _tokens(inputs["x_prefix"])
+        before, after = inputs["t_prefix"].shape[1], inputs["t"].shape[1]
+        real = int(meta.get("mask_len", NULL_LENGTH))
+        x = inputs["x_prefix"]
+        tokens = x.shape[2] * (x.shape[3] // model.config.patch_size) * (x.shape[4] // model.config.patch_size)
         prefix = _forward(
-            model, inputs, "_prefix", lengths, dropped=True, first=0, cache=cache, write_tokens=2 * chunk_tokens
+            model,
+            inputs,
+            "_prefix",
+            torch.full((before,), real),
+            dropped=True,
+            first=0,
+            cache=cache,
+            write_tokens=tokens // model.config.t_patch_size,
         )
-        return {
-            "velocity_prefix": prefix,
-            "velocity_read": _forward(model, inputs, "", lengths, dropped=False, first=2, cache=cache),
-        }
+        read = _forward(model, inputs, "", torch.full((after,), real), dropped=False, first=before, cache=cache)
+        return {"velocity_prefix": prefix, "velocity_read": read}
     step = None
     if model.config.distill:
-        step = step_embedding(int(case.meta["num_steps"]), int(case.meta["distill_interval"]))
-    dropped, first = bool(case.meta["caption_dropout_mask"][0]), int(case.meta["slice_point"])
+        step = step_embedding(int(meta["num_steps"]), int(meta.get("distill_interval", 1)))
+    dropped, first = bool(meta.get("caption_dropout_mask", [False])[0]), int(meta.get("slice_point", 0))
     lengths = inputs["xattn_mask_lens"]
     return {"velocity": _forward(model, inputs, "", lengths, dropped=dropped, first=first, step_embedding=step)}
 
@@ -60,10 +67,6 @@ def _forward(
         **options,
     )
     return velocity
-
-
-def _tokens(x: Tensor, chunks: int = 2) -> int:
-    return x.shape[2] // chunks * (x.shape[3] // 2) * (x.shape[4] // 2)
 
 
 @torch.inference_mode()
@@ -96,7 +99,7 @@ def vae(golden: Golden, case: Case) -> Outputs:
         if "video_thwc" in case.inputs:
             return {"latent": encode_tiled(network, frames_to_video(case.inputs["video_thwc"]), tiling)}
         pixels = decode_tiled(network, case.inputs["latent"], tiling)
-        if "uint8" in meta["op"] and "before" not in meta["op"]:
+        if "uint8" in meta.get("op", "") and "before" not in meta["op"]:
             return {"frames_u8": video_to_frames(pixels).permute(0, 3, 1, 2)}
         return {"frames": pixels[0].transpose(0, 1)}
     if "video_thwc" in case.inputs:

@@ -11,9 +11,15 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from magi_core.errors import MagiError
 from magi_core.files import atomic_write
 from magi_core.golden import Golden, Tolerance, compare
 from magi_core.verify import documents, families
+
+INCOMPLETE = (MagiError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
+"""What a case with missing or wrong inputs raises."""
+UNSTATED = Tolerance(float("inf"), float("inf"))
+"""Where a folder records an output and does not say how near it must be: the error is shown, nothing is judged."""
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +44,11 @@ def verify(folder: Path, write: Path | None = None, on_row: Callable[[Row], None
 
     ``write``: a folder that receives the computed ``out.*`` tensors (same file and key names) and completed JSON documents,
     also where ``folder`` holds only inputs. ``on_row`` is told each row as soon as it is known.
-    Raises MagiError when the folder is no golden folder or cannot be written.
+    A case that cannot be computed fails, with the reason in the log; a family that is not known is left out, with a warning there.
+    Raises MagiError when the folder is no golden folder or ``write`` cannot be written, or would overwrite the inputs.
     """
+    if write is not None and Path(write).resolve() == Path(folder).resolve():
+        raise MagiError(f"{folder} holds the inputs; name another folder for what is written")
     rows = []
     for row in _rows(Golden(folder), write):
         rows.append(row)
@@ -52,27 +61,40 @@ def _rows(golden: Golden, write: Path | None) -> Iterator[Row]:
     for case in golden.cases:
         compute = families.FAMILIES.get(case.family)
         if compute is None:
-            log.info("%s: no verification of the family %s", case.id, case.family)
+            log.warning("%s is left out: the family %s is not verified here", case.id, case.family)
             continue
-        computed = compute(golden, case)
+        try:
+            computed = compute(golden, case)
+        except INCOMPLETE as error:
+            yield _not_computed(case.id, error)
+            continue
         if write is not None:
             _write_tensors(Path(write) / case.file.relative_to(golden.folder), computed)
         for name, tensor in computed.items():
             if name in case.outputs:
-                error = compare(tensor, case.outputs[name])
-                yield Row(case.id, name, *error, case.tolerance.get(name, Tolerance(0.0, 0.0)))
+                errors = compare(tensor, case.outputs[name])
+                yield Row(case.id, name, *errors, case.tolerance.get(name, UNSTATED))
             else:
                 yield Row(case.id, name, 0.0, 0.0, None)
     for name, complete in documents.DOCUMENTS.items():
         if not (golden.folder / name).is_file():
             continue
         recorded = golden.json(name)
-        computed_document = complete(golden, recorded)
+        try:
+            computed_document = complete(golden, recorded)
+        except INCOMPLETE as error:
+            yield _not_computed(name.removesuffix(".json"), error)
+            continue
         if write is not None:
             with atomic_write(Path(write) / name) as temporary:
                 temporary.write_text(json.dumps(computed_document, ensure_ascii=True), encoding="utf-8")
         for part, difference in documents.differences(computed_document, recorded).items():
             yield Row(name.removesuffix(".json"), part, difference, 0.0, Tolerance(documents.TIME_TOLERANCE, 0.0))
+
+
+def _not_computed(case: str, error: Exception) -> Row:
+    log.error("%s cannot be computed: %r", case, error)
+    return Row(case, "not computed", float("inf"), float("inf"), Tolerance(0.0, 0.0))
 
 
 def _write_tensors(target: Path, computed: dict[str, Tensor]) -> None:

@@ -97,3 +97,30 @@ def test_another_model_a_newer_version_and_other_files_are_named(path: Path, tin
         Session.load(path.with_name("none.safetensors"), tiny)
     with pytest.raises(MagiError, match="is damaged"):
         Session.load(path.parent, tiny)
+
+
+HOSTILE: dict[str, Callable[[Header, dict[str, Tensor]], Any]] = {
+    "a plan without end": lambda h, _: h["position"].update(planned=1 << 39),
+    "a place between two steps": lambda h, _: h["position"].update(clock=5.5),
+    "steps without end": lambda h, _: h["sampling"].update(num_steps=1 << 40, noise2clean_kvrange=[]),
+    "steps as text": lambda h, _: h["sampling"].update(num_steps="4"),
+    "steps that are no whole number": lambda h, _: h["sampling"].update(num_steps=4.0),
+    "no strength": lambda h, _: h["sampling"].update(text_scales=[None] * 5),
+    "a strength that is no number": lambda h, _: h["sampling"].update(text_scales=[float("nan")] * 5),
+    "a picture without end": lambda h, _: h.update(height=1 << 30),
+    "a seed beyond all": lambda h, _: h.update(seed=1 << 64),
+    "a prefix that is not there": lambda h, _: h.update(prefix_frames=100),
+    "another caption's number": lambda h, _: h["captions"].update({"3": 7}),
+    "nested settings": lambda h, _: h.update(sampling={"num_steps": {"a": [[]]}}),
+    "values that are not finite": lambda _, t: t["in_flight.3"].fill_(float("nan")),
+    "another type of latents": lambda _, t: t.update({"in_flight.3": t["in_flight.3"].to(torch.int64)}),
+    "another type of keys": lambda _, t: t.update({"cache.layer_0": t["cache.layer_0"].double()}),
+    "chunks that are no numbers": lambda _, t: t.update({"cache.chunks": torch.zeros(1, 2, dtype=torch.int64)}),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_file_is_refused_before_it_does_harm(path: Path, tiny: MagiDiT, kind: str) -> None:
+    rewrite(path, HOSTILE[kind])
+    with pytest.raises(MagiError, match=r"is damaged|seed"):
+        Session.load(path, tiny)
