@@ -211,7 +211,7 @@ def test_the_documentation_says_what_is_true() -> None:
     assert len(read) == 2 and read[0] == read[1], "the text and the JSON example are the same storyboard"
 
 
-@pytest.mark.parametrize("path", sorted((HERE.parent / "examples").glob("*.[jt]*")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((HERE.parent / "storyboards").glob("*.[jt]*")), ids=lambda path: path.name)
 def test_the_examples_can_be_used(path: Path) -> None:
     storyboard = Storyboard.parse(path)
     for shot in storyboard.shots:

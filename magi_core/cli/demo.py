@@ -19,7 +19,7 @@ from magi_core.errors import MagiError
 if TYPE_CHECKING:
     from magi_core.generation import Chunk, Generation
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "storyboards"
 FROM_IMAGE = "1s: it moves right\n1s: it moves down"
 CONTINUED = "2s: it keeps moving left"
 
