@@ -10,7 +10,7 @@ import torch
 
 from magi_core.golden import Golden
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 SUBSET = Path(__file__).parent / "golden"
 

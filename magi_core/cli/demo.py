@@ -34,14 +34,14 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run_demo(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
+    from magi_core.cli.model import open_model
     from magi_core.images import contact_sheet, read_image, write_png
-    from magi_core.pipeline import load
     from magi_core.video import VideoWriter, read_video
 
     folder: Path = arguments.output
     if not EXAMPLES.is_dir():
         raise MagiError(f"the examples are not at {EXAMPLES}; run the demo from a clone of the repository")
-    magi = load("nano")
+    magi = open_model("nano")
     story = (EXAMPLES / "demo.txt").read_text(encoding="utf-8")
     clip = _draw_clip(folder / "clip.mp4")
     parts: dict[str, Callable[[], Generation]] = {

@@ -197,10 +197,9 @@ def _story(arguments: argparse.Namespace) -> tuple[Storyboard, Path | None]:
 
 
 def _load(arguments: argparse.Namespace) -> Magi:
-    from magi_core.pipeline import load
+    from magi_core.cli.model import open_model
 
-    dtype = DTYPES[arguments.precision] if arguments.precision else None
-    return load(arguments.model, device=arguments.device, dtype=dtype, text_cache=arguments.text_cache)
+    return open_model(arguments.model, arguments.device, arguments.precision, arguments.text_cache)
 
 
 def _wishes(arguments: argparse.Namespace) -> Wishes:

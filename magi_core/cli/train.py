@@ -58,12 +58,12 @@ def run_train(arguments: argparse.Namespace) -> int:
 def run_score(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from magi_core.cli.model import open_model
     from magi_core.evaluation.generator import generator_of
     from magi_core.evaluation.report import markdown, write_report
     from magi_core.evaluation.score import ScoreSettings, score
-    from magi_core.pipeline import load
 
-    magi = load(arguments.model)
+    magi = open_model(arguments.model)
     changes = {"num_steps": arguments.steps, "window_size": arguments.window}
     sampling = replace(magi.config.sampling, **{name: value for name, value in changes.items() if value is not None})
     settings = ScoreSettings(world=arguments.world, count=arguments.count)
