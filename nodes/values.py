@@ -155,6 +155,8 @@ def latents_of(latent: Mapping[str, Any], channels: int, scale_factor: float, na
 def check_size(width: int, height: int) -> None:
     """Raise MagiError unless both are 0 (the model's own) or multiples of 16 from 32 to 8192."""
     for name, value in (("width", width), ("height", height)):
+        if not isinstance(value, int):
+            raise MagiError(f"{name} is {str(value)[:40]!r}; it must be a whole number of pixels")
         if value and (value % PIXELS or not SMALLEST <= value <= LARGEST):
             near = min(LARGEST, max(SMALLEST, round(value / PIXELS) * PIXELS))
             raise MagiError(

@@ -23,7 +23,7 @@ def beside_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_python_example(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    (code,) = re.findall(r"```python\n(import magi_core\n.*?)```", TEXT, re.DOTALL)
     exec(compile(code, "README.md", "exec"), {})  # noqa: S102 - our own README
     assert len(read_video(Path("out/story.mp4"))) == 60
     assert "it moves left" in capsys.readouterr().out

@@ -126,6 +126,11 @@ def test_sizes_that_do_not_fit(width: int, height: int) -> None:
         values.check_size(width, height)
 
 
+def test_a_size_that_is_no_number() -> None:
+    with pytest.raises(MagiError, match="whole number"):
+        values.check_size("wide", 64)  # type: ignore[arg-type]
+
+
 def test_sizes_that_fit() -> None:
     for size in ((0, 0), (64, 0), (720, 1280), (32, 8192)):
         values.check_size(*size)
