@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-from magi_core.checkpoint.load import load_dit
 from magi_core.config import DiTConfig
-from magi_core.golden import Golden
 from magi_core.model import MagiDiT
 
 
@@ -21,17 +18,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def models(golden: Golden) -> Callable[[str], MagiDiT]:
-    """A golden configuration's model by name."""
-
-    @cache
-    def load(name: str) -> MagiDiT:
-        return load_dit(golden.weights_path(name), golden.config(name).dit).requires_grad_(False)
-
-    return load
 
 
 TINY = DiTConfig(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,52 +9,26 @@ from torch import Tensor
 
 from magi_core.config import Sampling
 from magi_core.denoise.guidance import Window, dispatch, guidance_weights
-from magi_core.denoise.schedule import step_embedding
-from magi_core.golden import Case, Golden, compare
+from magi_core.golden import Golden, compare
 from magi_core.model import KVCache, MagiDiT
 from magi_core.text.assembly import null_caption
 from magi_core.text.caption import Caption
+from magi_core.verify.sampling import dispatched
 
 
-def captions(y: Tensor, lengths: Tensor) -> tuple[Caption, ...]:
-    """y [D, 1, L, C] -> D captions of their own length."""
-    return tuple(Caption(row[:n], torch.ones(n)) for row, n in zip(y[:, 0], lengths.tolist(), strict=True))
-
-
-def test_dispatch_equals_the_recorded_calls(golden: Golden, models: Callable[[str], MagiDiT]) -> None:
+def test_the_cache_holds_what_the_recorded_calls_left_in_it(golden: Golden) -> None:
+    """The velocities of these calls are compared by ``magi verify``."""
     assert golden.family("dispatcher")
     for case in golden.family("dispatcher"):
-        check(case, golden, models)
-
-
-def check(case: Case, golden: Golden, models: Callable[[str], MagiDiT]) -> None:
-    config = golden.config(case.config)
-    model = models(case.config)
-    steps = case.meta["num_steps"]
-    cache = KVCache()
-    for i, call in enumerate(case.meta["calls"]):
-        x = case.inputs[f"c{i}.x"]
-        tokens = 6 * (x.shape[3] // 2) * (x.shape[4] // 2)
-        near, extra = bool(call.get("near")), bool(call.get("extra"))
-        touched = bool(call.get("extract")) or extra or call["slice_point"] > 0  # when the reference writes (spec 6)
-        window = Window(
-            x=x,
-            times=tuple(case.inputs[f"c{i}.t"].tolist()),
-            text=captions(case.inputs[f"c{i}.y_text"], case.inputs[f"c{i}.mask_lens_text"]),
-            null=null_caption(model.null_caption),
-            first_chunk=call["slice_point"],
-            kv_chunks=tuple((a // tokens, b // tokens) for a, b in case.inputs[f"c{i}.kv_range"].tolist()),
-            extra=extra,
-            near_clean=near,
-            step_embedding=step_embedding(steps, call.get("interval", 1)) if config.dit.distill else None,
-            write_chunks=call["n"] if touched else 0,
-        )
-        computed = {f"c{i}.out": dispatch(model, replace(config.sampling, num_steps=steps), window, cache)}
-        computed |= {f"c{i}.cache_layer0_chunk{k}": cache.read(0, k, k + 1)[0] for k in cache.chunks}
-        for output, recorded in case.outputs.items():
-            if output.startswith(f"c{i}."):
-                error, allowed = compare(computed[output], recorded), case.tolerance[output]
-                assert error[0] <= allowed.max_abs and error[1] <= allowed.rel_rms, (case.id, output, error)
+        for i, (_, cache) in enumerate(dispatched(golden, case)):
+            for name in case.outputs:
+                if name.startswith(f"c{i}.cache_layer0_chunk"):
+                    chunk = int(name.rpartition("chunk")[2])
+                    error, allowed = (
+                        compare(cache.read(0, chunk, chunk + 1)[0], case.outputs[name]),
+                        case.tolerance[name],
+                    )
+                    assert error[0] <= allowed.max_abs and error[1] <= allowed.rel_rms, (case.id, name, error)
 
 
 def test_weights_add_up_and_follow_the_time() -> None:
