@@ -41,7 +41,7 @@ class Training:
     seed: int = 0
     text: TextTraining = TextTraining()
     vae: VAETraining = VAETraining()
-    dit: DiTSettings = DiTSettings(steps=5000)
+    dit: DiTSettings = DiTSettings(steps=4350)
 
 
 def train(out: Path, settings: Training = Training()) -> None:
