@@ -46,7 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         pytest.skip(found)
     base = tmp_path_factory.mktemp("comfyui")
     prepare(base)
-    running = Server(base, pack="any name at all")
+    running = Server(base, pack="some_name-main")
     yield running
     running.stop()
 
