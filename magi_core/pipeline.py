@@ -46,7 +46,7 @@ from magi_core.vae.load import CONFIG_FILE
 log = logging.getLogger(__name__)
 
 CONTEXT_FRAMES = 96
-"""How much of a video is looked at when it is continued: 4 chunks, all that any released setting reads."""
+"""How much of a video file is worth reading when it is continued: 4 chunks, all that any released setting looks at."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ class Magi:
     ) -> Generation:
         """A video that follows ``storyboard`` (a value, its text or JSON form), as an iterable of chunks.
 
-        image: uint8 [H, W, 3], becomes the first frame. video: uint8 [T, H, W, 3] at the model's frame rate, is continued; its frames
-        are not part of the result. folder: where the storyboard's keyframes lie. wishes: size, seed, sampling and so on; ``changes``
+        image: uint8 [H, W, 3], becomes the first frame. video: uint8 [T, H, W, 3] at the model's frame rate, is continued, all of it;
+        its frames are not part of the result. folder: where the storyboard's keyframes lie. wishes: size, seed, sampling and so on; ``changes``
         are fields of ``Wishes`` given by name (``seed=3``). Raises MagiError for what does not fit together, before denoising.
         """
         storyboard = _storyboard(storyboard)
@@ -254,10 +254,11 @@ class Magi:
         return images
 
     def _prefix(self, video: Frames, height: int, width: int, fit: Fit) -> Tensor:
-        """Latents [1, C, P, h, w] of the last frames of a video, whole groups of 4."""
-        usable = min(len(video), CONTEXT_FRAMES) // 4 * 4
+        """Latents [1, C, P, h, w] of a video's last whole groups of 4 frames."""
+        group = self.vae_config.patch_length
+        usable = len(video) // group * group
         if not usable:
-            raise MagiError(f"the video to continue has {len(video)} frames; at least 4 are needed")
+            raise MagiError(f"the video to continue has {len(video)} frames; at least {group} are needed")
         return self._encode(video[-usable:], height, width, fit)
 
     def _encode(self, frames: Frames, height: int, width: int, fit: Fit) -> Tensor:
