@@ -16,10 +16,8 @@ async def comfy_entrypoint() -> Any:
     from . import denoise, extension, host, loaders, storyboard, video
 
     class MagiExtension(ComfyExtension):  # type: ignore[misc]
-        async def on_load(self) -> None:
-            host.add_model_folder()
-
         async def get_node_list(self) -> list[type]:
             return [node for part in (loaders, storyboard, denoise, extension, video) for node in part.NODES]
 
+    host.add_model_folder()  # here and not in on_load, which ComfyUI of 2025 does not call
     return MagiExtension()
