@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +58,9 @@ def test_generate_then_extend(tmp_path: Path) -> None:
     assert len(read_video(Path("c.webm"))) == 12
 
 
+@pytest.mark.parametrize("presses", [1, 2])
 def test_ctrl_c_keeps_what_is_finished_and_goes_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    presses: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("--storyboard", "3s: a red circle moves right", "--steps", "4", "--window", "1", "--quiet")
     assert run("generate", *words, "-o", "whole.mp4") == 0
@@ -66,7 +68,8 @@ def test_ctrl_c_keeps_what_is_finished_and_goes_on(
 
     def interrupted(self: Generation, *, drain: bool = True) -> object:
         if next(steps, None) is None:
-            raise KeyboardInterrupt
+            for _ in range(presses):  # the first lets the step end, the second breaks it off
+                signal.raise_signal(signal.SIGINT)
         return step(self, drain=drain)
 
     with monkeypatch.context() as patch:

@@ -10,6 +10,8 @@ import logging
 import sys
 from collections.abc import Sequence
 
+import torch
+
 from magi_core.cli import demo, generate, inspect, train
 from magi_core.errors import MagiError
 
@@ -25,6 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments))
     except MagiError as error:
         sys.stderr.write(f"magi {arguments.command}: {error}\n")
+        return 2
+    except (MemoryError, torch.OutOfMemoryError):
+        sys.stderr.write(
+            f"magi {arguments.command}: out of memory; choose a smaller --size or --window, --precision bfloat16, "
+            "or --device cpu\n"
+        )
         return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"magi {arguments.command}: interrupted\n")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from magi_core.config import DTYPES, Sampling
@@ -148,13 +151,14 @@ def write(generation: Generation, arguments: argparse.Namespace, storyboard: Sto
         "prompt": storyboard.to_json() if storyboard else "",
         "settings": _settings(generation, arguments.model),
     }
-    interrupted = False
-    with VideoWriter(arguments.output, fps=generation.fps, metadata=metadata) as writer:
+    drain = not arguments.leave_in_flight
+    with VideoWriter(arguments.output, fps=generation.fps, metadata=metadata) as writer, _held_ctrl_c() as pressed:
         try:
-            for chunk in _with_progress(generation, drain=not arguments.leave_in_flight, quiet=arguments.quiet):
+            for chunk in _with_progress(generation, pressed, drain=drain, quiet=arguments.quiet):
                 writer.append(chunk.frames)
         except KeyboardInterrupt:
-            interrupted = True
+            pressed.set()
+        interrupted = pressed.is_set() and not generation.finished(drain=drain)
         session = arguments.save_session or (arguments.output.with_suffix(".session") if interrupted else None)
         if session:
             generation.save(session)
@@ -167,13 +171,31 @@ def write(generation: Generation, arguments: argparse.Namespace, storyboard: Sto
     return 0
 
 
-def _with_progress(generation: Generation, *, drain: bool, quiet: bool) -> Iterator[Chunk]:
-    """The generation's chunks; on the terminal a bar that counts denoise steps and names the chunks in flight."""
+@contextmanager
+def _held_ctrl_c() -> Iterator[Event]:
+    """Ctrl-C sets the event, so that no chunk is lost between being finished and being written; pressed again, it breaks off."""
+    pressed = Event()
+
+    def note(*_: object) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+        sys.stderr.write("\nstopping after this step; press Ctrl-C again to break it off\n")
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _with_progress(generation: Generation, pressed: Event, *, drain: bool, quiet: bool) -> Iterator[Chunk]:
+    """The generation's chunks until ``pressed``; on the terminal a bar that counts denoise steps and names the chunks in flight."""
     from tqdm import tqdm
 
     steps = generation.progress
     with tqdm(total=steps.total, initial=steps.steps, unit="step", disable=quiet, file=sys.stderr) as bar:
-        while not generation.finished(drain=drain):
+        while not (pressed.is_set() or generation.finished(drain=drain)):
             chunk = generation.step(drain=drain)
             bar.set_postfix_str(
                 " ".join(f"chunk {c}: {n}" for c, n in generation.progress.chunks.items()), refresh=False
