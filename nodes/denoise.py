@@ -14,7 +14,6 @@ from magi_core.pipeline import CONTEXT_FRAMES
 
 from . import host, sockets, values
 from .making import Encode, MagiModel, Making, Setting, encode_pictures, lay_out
-from .storyboard import checked
 from .vae import MagiVAE
 
 FITS = ["crop", "pad", "stretch"]
@@ -160,9 +159,14 @@ class ChunkDenoise(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, width: int | None, height: int | None, kv_ranges: str | None) -> bool | str:
-        answer = checked(lambda: values.check_size(width or 0, height or 0))
-        return checked(lambda: values.parse_ranges(kv_ranges or "")) if answer is True else answer
+    def validate_inputs(
+        cls, width: int | None, height: int | None, kv_ranges: str | None, fit: str | None
+    ) -> bool | str:
+        return values.checked(
+            lambda: values.check_size(0 if width is None else width, 0 if height is None else height),
+            lambda: values.parse_ranges(kv_ranges or ""),
+            lambda: values.check_choice("fit", fit, FITS),
+        )
 
     @classmethod
     def execute(

@@ -77,6 +77,10 @@ class ExtendVideo(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, fit: str | None) -> bool | str:
+        return values.checked(lambda: values.check_choice("fit", fit, FITS))
+
+    @classmethod
     def execute(
         cls,
         model: ModelPatcher,
@@ -157,11 +161,7 @@ class SaveSession(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
-        try:
-            host.check_prefix(filename_prefix or "session")
-        except MagiError as error:
-            return str(error)
-        return True
+        return values.checked(lambda: filename_prefix is None or host.check_prefix(filename_prefix))
 
     @classmethod
     def execute(cls, session: sockets.SessionFile, filename_prefix: str) -> io.NodeOutput:
@@ -189,6 +189,10 @@ class LoadSession(io.ComfyNode):
             ],
             outputs=[sockets.Session.Output(display_name="session")],
         )
+
+    @classmethod
+    def validate_inputs(cls, session: str | None) -> bool | str:
+        return values.checked(lambda: values.check_choice("session", session, host.saved_files(SESSION)))
 
     @classmethod
     def fingerprint_inputs(cls, session: str) -> Any:

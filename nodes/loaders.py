@@ -18,7 +18,7 @@ from magi_core.text.encoder import T5TextEncoder
 from magi_core.vae import load_vae
 from magi_core.vae.load import CONFIG_FILE, WEIGHTS_FILE
 
-from . import host
+from . import host, values
 from .making import MagiModel
 from .sockets import CATEGORY
 from .text import MagiTextEncoder
@@ -89,6 +89,13 @@ class LoadModel(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, model: str | None, precision: str | None) -> bool | str:
+        return values.checked(
+            lambda: values.check_choice("model", model, host.choices(MODEL_KIND, is_checkpoint)),
+            lambda: values.check_choice("precision", precision, list(PRECISIONS)),
+        )
+
+    @classmethod
     def execute(cls, model: str, precision: str) -> io.NodeOutput:
         files = find_checkpoint(host.chosen(MODEL_KIND, model))
         dit = load_dit(files, device=management.unet_offload_device(), dtype=PRECISIONS[precision])
@@ -120,6 +127,13 @@ class LoadTextEncoder(io.ComfyNode):
                 ),
             ],
             outputs=[io.Clip.Output(display_name="clip")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, text_encoder: str | None, device: str | None) -> bool | str:
+        return values.checked(
+            lambda: values.check_choice("text_encoder", text_encoder, text_choices()),
+            lambda: values.check_choice("device", device, ["auto", "cpu"]),
         )
 
     @classmethod
@@ -164,6 +178,13 @@ class LoadVAE(io.ComfyNode):
                 ),
             ],
             outputs=[io.Vae.Output(display_name="vae")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, vae: str | None, precision: str | None) -> bool | str:
+        return values.checked(
+            lambda: values.check_choice("vae", vae, vae_choices()),
+            lambda: values.check_choice("precision", precision, list(PRECISIONS)),
         )
 
     @classmethod

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from magi_core.errors import MagiError
 from magi_core.images import read_keyframe
 from magi_core.plan import plan
 from magi_core.storyboard import MAX_SHOT_SECONDS, Shot
@@ -21,15 +20,6 @@ from .text import encode_prompts
 EXAMPLE = "1s: a red circle moves right\n1s: the circle turns blue and moves up"
 STYLES = {"none": {}, "3D animation": {"three_d_model": True}, "2D animation": {"two_d_anime": True}}
 MOTIONS = {"none": {}, "still start": {"static_first_frames": True}, "moving start": {"dynamic_first_frames": True}}
-
-
-def checked(make: Any) -> bool | str:
-    """True, or what a MagiError says: the answer of a node's validation."""
-    try:
-        make()
-    except MagiError as error:
-        return str(error)
-    return True
 
 
 def read_board(text: str) -> values.Board:
@@ -76,7 +66,7 @@ class ShotNode(io.ComfyNode):
     def validate_inputs(cls, prompt: str | None, seconds: float | None) -> bool | str:
         if prompt is None or seconds is None:  # linked: known when it runs
             return True
-        return checked(lambda: Board((Shot(prompt, seconds),)))
+        return values.checked(lambda: Board((Shot(prompt, seconds),)))
 
     @classmethod
     def execute(
@@ -112,7 +102,7 @@ class StoryboardNode(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, text: str | None) -> bool | str:
-        return text is None or checked(lambda: read_board(text))
+        return text is None or values.checked(lambda: read_board(text))
 
     @classmethod
     def execute(cls, text: str) -> io.NodeOutput:
@@ -225,6 +215,13 @@ class EncodeStoryboard(io.ComfyNode):
                 ),
             ],
             outputs=[io.Conditioning.Output(display_name="conditioning")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, style: str | None, motion: str | None) -> bool | str:
+        return values.checked(
+            lambda: values.check_choice("style", style, list(STYLES)),
+            lambda: values.check_choice("motion", motion, list(MOTIONS)),
         )
 
     @classmethod

@@ -6,7 +6,7 @@ are uint8 [T, H, W, 3], its latents scaled.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -29,6 +29,8 @@ PIXELS = 16
 SMALLEST, LARGEST = 2 * PIXELS, MAX_SIDE
 GUIDED_UNTIL = 0.3
 """From this time on the prompt's strength stays as the model has it."""
+MOST_SHOWN = 20
+"""Choices named in an error."""
 SOCKET_IMAGE = "(connected image)"
 """A shot's keyframe name when its picture came through a socket."""
 SAID = "magi"
@@ -162,6 +164,25 @@ def check_size(width: int, height: int) -> None:
             raise MagiError(
                 f"{name} is {value}; it must be a multiple of {PIXELS} from {SMALLEST} to {LARGEST}, or 0 for the model's own: try {near}"
             )
+
+
+def checked(*checks: Callable[[], object]) -> bool | str:
+    """True, or what the first MagiError says: the answer of a node's validation."""
+    try:
+        for check in checks:
+            check()
+    except MagiError as error:
+        return str(error)
+    return True
+
+
+def check_choice(name: str, value: object, options: Sequence[str]) -> None:
+    """Raise MagiError unless ``value`` is one of the options; None is linked and not known yet."""
+    if value is not None and value not in options:
+        shown = ", ".join(options[:MOST_SHOWN]) + (", ..." if len(options) > MOST_SHOWN else "")
+        raise MagiError(
+            f"{name} is {str(value)[:100]!r}, which is not in list; choose one of: {shown or 'nothing there yet'}"
+        )
 
 
 def parse_ranges(text: str) -> tuple[int, ...]:

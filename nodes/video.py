@@ -14,7 +14,7 @@ from magi_core.video import VideoWriter
 from . import host, sockets, values
 from .denoise import MOST_SEED
 from .loaders import is_checkpoint
-from .storyboard import EXAMPLE, checked, read_board
+from .storyboard import EXAMPLE, read_board
 from .vae import CHUNK, MagiVAE
 
 
@@ -116,11 +116,14 @@ class Video(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, storyboard: str | None, width: int | None, height: int | None) -> bool | str:
-        answer = checked(lambda: values.check_size(width or 0, height or 0))
-        if answer is not True or storyboard is None:
-            return answer
-        return checked(lambda: read_board(storyboard))
+    def validate_inputs(
+        cls, storyboard: str | None, model: str | None, width: int | None, height: int | None
+    ) -> bool | str:
+        return values.checked(
+            lambda: values.check_choice("model", model, host.choices(None, is_checkpoint)),
+            lambda: values.check_size(0 if width is None else width, 0 if height is None else height),
+            lambda: storyboard is None or read_board(storyboard),
+        )
 
     @classmethod
     def execute(
