@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from magi_core.config import MagiConfig
+from magi_core.denoise.checks import check_latents
 from magi_core.denoise.session import FinishedChunk, Progress, Session
 from magi_core.errors import MagiError, whole_number
 from magi_core.images import Frames, check_frames
@@ -110,6 +111,10 @@ class Generation:
         """The generation that ``save`` wrote; raises MagiError when the file is damaged or belongs to another model."""
         session, notes, extra = Session.load(path, dit)
         tail = extra["tail"].cpu().numpy() if "tail" in extra else None
+        if "tail_latents" in extra:  # as a graph that works on latents keeps them
+            frames = (1, dit.config.latent_channels, None, session.height, session.width)
+            latents = check_latents(f"the tail of {path}", extra["tail_latents"], dit, frames)
+            tail = decode_frames(vae, latents, config.scale_factor, tiling)
         try:
             pending = {int(chunk): _checked(ChunkPlan(**plan)) for chunk, plan in json.loads(notes["pending"]).items()}
             first = min(pending) if "undecoded" in extra else -1

@@ -106,6 +106,10 @@ def test_a_trimmed_chunk_leaves_no_gap_when_extended(magi: Magi, quick: dict[str
     assert [len(chunk.frames) for chunk in more] == [12 + 24]
     untrimmed = list(magi.generate("2s: a red circle moves right", **quick))
     np.testing.assert_array_equal(joined(first + more)[:48], joined(untrimmed))
+    cut = first[-1].latents[:, :, 3:]  # a graph keeps latents where we keep frames
+    short.session.save(tmp_path / "latents.session", notes={"pending": "{}"}, extra={"tail_latents": cut})
+    same = list(magi.extend(tmp_path / "latents.session", "1s: it stops"))
+    np.testing.assert_array_equal(joined(same), joined(more))
 
 
 def test_from_an_image_and_a_keyframe(magi: Magi, quick: dict[str, object], tmp_path: Path) -> None:
