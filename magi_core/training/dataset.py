@@ -1,6 +1,6 @@
-"""The training set of the DiT: clips of a synthetic world as latents with captions, made once and kept on disk.
+"""The training set of the DiT: clips as latents with captions, and how training sequences are drawn from them.
 
-Clip ``i`` is a pure function of (world, seed, i), so the set is reproducible, can be made in any number of sittings, and is one
+``ClipSet`` is the same for synthetic worlds and for real videos (``videos.py``). A world's clips are made once and kept on disk. Clip ``i`` is a pure function of (world, seed, i), so the set is reproducible, can be made in any number of sittings, and is one
 safetensors file for every thousand clips: latents float16 [n, chunks, C, F, H/8, W/8] and, in the metadata, the captions of every
 chunk in several wordings. Captions are encoded when the set is opened, each distinct one once.
 """
@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from magi_core.text.assembly import NULL_LENGTH
 from magi_core.text.caption import Caption
 from magi_core.text.encoder import T5TextEncoder
 from magi_core.text.special_tokens import PromptTokens, SpecialTokens
-from magi_core.training.objective import LAYOUTS, Sample
+from magi_core.training.objective import Layout, Sample
 from magi_core.vae import ViTVAE, frames_to_video
 from magi_core.worlds.captions import caption
 from magi_core.worlds.clips import WORLDS, render, sample_clip
@@ -35,6 +36,8 @@ WORDINGS = 4
 SHARD = 1000
 ENCODED_TOGETHER = 16
 WINDOW = 4  # frames of a latent frame
+MANY = 1 << 20
+"""Numbers that are drawn for a choice whose size differs from clip to clip, taken modulo that size."""
 
 log = logging.getLogger(__name__)
 
@@ -77,17 +80,23 @@ def encode_windows(vae: ViTVAE, video: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ClipSet:
-    """Clips in memory. latents [n, chunks, C, F, h, w] float16, image [n] True where the first latent frame is a still image,
-    wording [n, variants, chunks] indices into ``captions``, special tokens to put in front of them."""
+    """Clips, which may be of different lengths: latents of each [chunks, C, F, h, w] float16 (tensors that are mapped to a file stay
+    there until they are drawn), image [n] True where the first latent frame is a still image, wording of each [variants, chunks]
+    indices into ``captions``, -1 for no caption, and the special tokens to put in front of captions, None where the model has none."""
 
-    latents: Tensor
+    latents: Sequence[Tensor] | Tensor
     image: Tensor
-    wording: Tensor
+    wording: Sequence[Tensor] | Tensor
     captions: Sequence[Caption]
-    special: SpecialTokens
+    special: SpecialTokens | None
 
     def __len__(self) -> int:
-        return self.latents.shape[0]
+        return len(self.latents)
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """Chunks of every clip [n]."""
+        return torch.tensor([clip.shape[0] for clip in self.latents])
 
 
 def open_clips(folder: Path, encoder: T5TextEncoder, special: SpecialTokens) -> ClipSet:
@@ -128,10 +137,13 @@ class Mix:
     """A clean chunk in a text pass takes that pass's adaLN row, as in the step that writes its cache entry."""
 
 
-def draw_sample(clips: ClipSet, name: str, count: int, mix: Mix, generator: torch.Generator) -> Sample:
-    """Draw ``count`` sequences of the layout ``name``; equal generators give equal samples."""
-    layout = LAYOUTS[name]
-    chunks = len(layout.places)
+def draw_sample(clips: ClipSet, layout: Layout, count: int, mix: Mix, generator: torch.Generator) -> Sample:
+    """Draw ``count`` sequences of a layout; equal generators give equal samples.
+
+    A sequence that begins with a noisy chunk begins where its clip does, any other one anywhere. Raises MagiError when no clip is long
+    enough for the layout.
+    """
+    chunks, needed = len(layout.places), 1 + max(layout.places)
 
     def chance(share: float, *shape: int) -> Tensor:
         return torch.rand(shape, generator=generator) < share
@@ -139,28 +151,37 @@ def draw_sample(clips: ClipSet, name: str, count: int, mix: Mix, generator: torc
     def pick(low: int, high: int, *shape: int) -> Tensor:
         return torch.randint(low, high, shape, generator=generator)
 
+    long_enough = (clips.lengths >= needed).nonzero().squeeze(1)
+    if not len(long_enough):
+        raise MagiError(
+            f"no clip has the {needed} chunks that a training sequence needs; the longest has {int(clips.lengths.max())}"
+        )
     clean = torch.tensor(layout.clean).expand(count, chunks)
-    clip = pick(0, len(clips), count, 1).expand(count, chunks).clone()
-    start = (
-        pick(0, CHUNKS - max(layout.places), count, 1) if name == "next" else torch.zeros(count, 1, dtype=torch.long)
-    )
+    clip = long_enough[pick(0, len(long_enough), count, 1)].expand(count, chunks).clone()
+    starts = clips.lengths[clip[:, :1]] - needed + 1
+    start = pick(0, MANY, count, 1) % starts if any(layout.clean) else torch.zeros(count, 1, dtype=torch.long)
     place = torch.tensor(layout.places) + start
     pasted = torch.where(chance(mix.prefix, count, chunks), pick(1, 6, count, chunks), 0)
-    if name == "next":
+    if any(layout.clean) and not layout.stagger:
         stills = clips.image.nonzero().squeeze(1)
         scene = chance(mix.scene, count, chunks) & ~clean & bool(len(stills))
-        clip = torch.where(scene, stills[pick(0, max(len(stills), 1), count, chunks)], clip)
+        clip = torch.where(scene, stills[pick(0, max(len(stills), 1), count, chunks)] if len(stills) else clip, clip)
         place = torch.where(scene, 0, place)
         pasted = torch.where(scene, 1, pasted)
     first = (place == 0) & clips.image[clip]
     pasted = torch.where(first, 1, pasted).masked_fill(clean, 0)
-    null = chance(mix.null_caption, count, 1) | clean
-    dropped = null & ~(clean & chance(mix.late_row, count, 1))
-    words = clips.wording[clip, pick(0, clips.wording.shape[1], count, chunks), place]
+    unsaid, late = chance(mix.null_caption, count, 1), chance(mix.late_row, count, 1)
+    variant = pick(0, MANY, count, chunks).flatten().tolist()
+    rows = list(zip(clip.flatten().tolist(), place.flatten().tolist(), strict=True))
+    said = (clips.wording[c][v % len(clips.wording[c]), p] for (c, p), v in zip(rows, variant, strict=True))
+    words = torch.stack(list(said)).view(count, chunks)
+    null = unsaid | clean | (words < 0)
+    dropped = null & ~(clean & late)
     remaining = torch.tensor(layout.places).max() - torch.tensor(layout.places) + pick(1, 9, count, 1)
     text, mask = _texts(clips, words, remaining, chance(mix.special_token, count, 1, 2), null)
-    latents = clips.latents[clip, place].float().transpose(1, 2).flatten(2, 3)
-    return Sample(latents, pasted, text, mask, null, dropped)
+    latents = torch.stack([clips.latents[c][p] for c, p in rows]).float()
+    latents = latents.view(count, chunks, *latents.shape[1:])
+    return Sample(latents.transpose(1, 2).flatten(2, 3), pasted, text, mask, null, dropped)
 
 
 def _texts(clips: ClipSet, words: Tensor, remaining: Tensor, special: Tensor, null: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,14 +189,19 @@ def _texts(clips: ClipSet, words: Tensor, remaining: Tensor, special: Tensor, nu
 
     remaining [N, D] chunks to come, counting the chunk itself; special [N, 1, 2] whether HQ and DURATION stand in front.
     """
+    width = clips.captions[0].channels
     rows: list[Tensor] = []
     switches = special.expand(*words.shape, 2).reshape(-1, 2).tolist()
     for word, left, (quality, duration), empty in zip(
         words.flatten().tolist(), remaining.flatten().tolist(), switches, null.flatten().tolist(), strict=True
     ):
-        front = clips.special.prompt_rows(PromptTokens(high_quality=quality, duration=duration), left)
-        rows.append(front[:0] if empty else torch.cat([front, clips.captions[word].embedding.float()]))
-    text = torch.zeros(len(rows), max(NULL_LENGTH, *map(len, rows)), clips.special.channels)
+        if empty:
+            rows.append(torch.zeros(0, width))
+            continue
+        caption = clips.captions[word].embedding.float()
+        tokens = PromptTokens(high_quality=quality, duration=duration)
+        rows.append(torch.cat([clips.special.prompt_rows(tokens, left), caption]) if clips.special else caption)
+    text = torch.zeros(len(rows), max(NULL_LENGTH, *map(len, rows)), width)
     for i, row in enumerate(rows):
         text[i, : len(row)] = row
     lengths = torch.tensor([len(row) for row in rows])

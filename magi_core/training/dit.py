@@ -151,7 +151,7 @@ def train_step(
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + state.step)
     drawn = []
     for name, count in settings.batch.items():
-        sample = draw_sample(clips, name, count, settings.mix, generator)
+        sample = draw_sample(clips, LAYOUTS[name], count, settings.mix, generator)
         drawn.append((name, sample, add_noise(sample, LAYOUTS[name], generator)))
     frames = sum(float(noised.weight.sum()) for _, _, noised in drawn)
     model = cast(MagiDiT, state.model)

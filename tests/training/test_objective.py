@@ -44,7 +44,7 @@ def tiny_model() -> MagiDiT:
 
 def draw(name: str, count: int = 4, mix: Mix = Mix()) -> tuple[Sample, Noised]:
     generator = torch.Generator().manual_seed(3)
-    sample = draw_sample(random_clips(), name, count, mix, generator)
+    sample = draw_sample(random_clips(), LAYOUTS[name], count, mix, generator)
     return sample, add_noise(sample, LAYOUTS[name], generator)
 
 
