@@ -14,7 +14,7 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +31,16 @@ from magi_core.model import MagiDiT
 from magi_core.training.checkpoint import TrainingState, load_state, save_state, start_state
 from magi_core.training.curve import draw_curve
 from magi_core.training.dataset import ClipSet, Mix, draw_sample
-from magi_core.training.objective import LAYOUTS, Noised, Sample, add_noise, schedule_time, squared_errors
+from magi_core.training.objective import (
+    LAYOUTS,
+    Layout,
+    Noised,
+    Sample,
+    add_noise,
+    schedule_time,
+    squared_errors,
+    velocities,
+)
 from magi_core.training.products import attend_products
 
 STATE_FILE, LOG_FILE, CURVE_FILE = "dit.safetensors", "dit.jsonl", "dit.png"
@@ -72,12 +81,53 @@ class DiTSettings:
                 raise MagiError(f"{name} is {value}; it must be above 0")
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Sequences of one layout; ``name`` is what their losses are logged under."""
+
+    name: str
+    layout: Layout
+    sample: Sample
+    noised: Noised
+
+
 def train_dit(config: DiTConfig, clips: ClipSet, folder: Path, settings: DiTSettings, device: str = "cpu") -> MagiDiT:
     """Train to the end of the schedule, going on from the state in ``folder`` if there is one; returns the averaged model.
 
     Writes ``dit.safetensors`` (the state), ``dit.jsonl`` (losses) and ``dit.png`` (the curve) to ``folder``.
     """
     state = start_dit(config, folder, settings, device)
+
+    def draw(generator: torch.Generator) -> list[Batch]:
+        return [draw_batch(clips, name, count, settings.mix, generator) for name, count in settings.batch.items()]
+
+    def errors(batch: Batch) -> Tensor:
+        noised = batch.noised.to(device)
+        model = cast(MagiDiT, state.model)
+        return squared_errors(velocities(model, batch.layout, batch.sample.to(device), noised.x, noised.t), noised)
+
+    run_steps(state, folder, settings, device, draw, errors)
+    return averaged_model(state, config)
+
+
+def draw_batch(clips: ClipSet, name: str, count: int, mix: Mix, generator: torch.Generator) -> Batch:
+    """``count`` noised sequences of the layout ``name``."""
+    sample = draw_sample(clips, name, count, mix, generator)
+    return Batch(name, LAYOUTS[name], sample, add_noise(sample, LAYOUTS[name], generator))
+
+
+def run_steps(
+    state: TrainingState,
+    folder: Path,
+    settings: DiTSettings,
+    device: str,
+    draw: Callable[[torch.Generator], Sequence[Batch]],
+    errors: Callable[[Batch], Tensor],
+) -> None:
+    """Train ``state`` to the end of the schedule; writes what ``train_dit`` says to ``folder``.
+
+    draw: the batches of a step. errors: of a batch, [N, D] as ``squared_errors`` gives them; differentiable, called under autocast.
+    """
     path = folder / STATE_FILE
     history = Losses(folder / LOG_FILE, state.step)
     saved = state.seconds
@@ -85,7 +135,8 @@ def train_dit(config: DiTConfig, clips: ClipSet, folder: Path, settings: DiTSett
         while (progress := _progress(state, settings)) < 1:
             begun = time.monotonic()
             _set_rates(state, settings, progress)
-            train_step(state, clips, settings, device, history, pool)
+            generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + state.step)
+            train_step(state, draw(generator), errors, settings, device, history, pool)
             state.seconds += time.monotonic() - begun
             if state.step % LOG_EVERY == 0:
                 history.write(state.step, state.seconds)
@@ -95,7 +146,6 @@ def train_dit(config: DiTConfig, clips: ClipSet, folder: Path, settings: DiTSett
                 saved = state.seconds
     save_state(state, path)
     history.draw(folder / CURVE_FILE)
-    return averaged_model(state, config)
 
 
 @contextmanager
@@ -145,26 +195,25 @@ def optimizers(model: MagiDiT, settings: DiTSettings) -> dict[str, torch.optim.O
 
 
 def train_step(
-    state: TrainingState, clips: ClipSet, settings: DiTSettings, device: str, history: Losses, pool: ThreadPoolExecutor
+    state: TrainingState,
+    batches: Sequence[Batch],
+    errors: Callable[[Batch], Tensor],
+    settings: DiTSettings,
+    device: str,
+    history: Losses,
+    pool: ThreadPoolExecutor,
 ) -> None:
-    """One step: gradients of every layout's batch side by side, added up in order, then both optimisers and the average."""
-    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + state.step)
-    drawn = []
-    for name, count in settings.batch.items():
-        sample = draw_sample(clips, LAYOUTS[name], count, settings.mix, generator)
-        drawn.append((name, sample, add_noise(sample, LAYOUTS[name], generator)))
-    frames = sum(float(noised.weight.sum()) for _, _, noised in drawn)
-    model = cast(MagiDiT, state.model)
-    parameters = list(model.parameters())
+    """One step: gradients of the batches side by side, added up in order, then both optimisers and the average."""
+    frames = sum(float(batch.noised.weight.sum()) for batch in batches)
+    parameters = list(state.model.parameters())
 
-    def gradients(batch: tuple[str, Sample, Noised]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        name, sample, noised = batch
+    def gradients(batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
         with torch.autocast(device, torch.bfloat16):
-            errors = squared_errors(model, LAYOUTS[name], sample.to(device), noised.to(device))
-        return errors.detach().cpu(), torch.autograd.grad(errors.sum() / frames, parameters)
+            squared = errors(batch)
+        return squared.detach().cpu(), torch.autograd.grad(squared.sum() / frames, parameters)
 
-    for (name, _, noised), (errors, grads) in zip(drawn, pool.map(gradients, drawn), strict=True):
-        history.add(name, errors, noised.weight, noised.t)
+    for batch, (squared, grads) in zip(batches, pool.map(gradients, batches), strict=True):
+        history.add(batch.name, squared, batch.noised.weight, batch.noised.t)
         for parameter, grad in zip(parameters, grads, strict=True):
             parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
     nn.utils.clip_grad_norm_(state.optimizers["adamw"].param_groups[0]["params"], 1.0)

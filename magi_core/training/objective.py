@@ -131,26 +131,36 @@ def captions(sample: Sample, null_caption: Tensor) -> tuple[Tensor, Tensor]:
     return text, torch.where(null, null_mask, sample.text_mask)
 
 
-def squared_errors(model: MagiDiT, layout: Layout, sample: Sample, noised: Noised) -> Tensor:
-    """Squared velocity error of every chunk, summed over its frames that carry loss and averaged over channels and pixels: [N, D].
+def velocities(
+    model: MagiDiT, layout: Layout, sample: Sample, x: Tensor, t: Tensor, step_embedding: float | None = None
+) -> Tensor:
+    """Velocity [N, C, T, H, W] of latents x [N, C, T, H, W] at times t [N, D] that read each other as the layout says.
 
-    Divide a sum of them by the same sum of ``noised.weight`` for the mean squared error.
+    sample: what the chunks are told; its latents are not looked at. step_embedding: a distilled model's step size (spec 3.5).
     """
-    chunks = len(layout.places)
-    _, _, frames, height, width = noised.x.shape
-    tokens = frames // chunks * (height // 2) * (width // 2)
+    _, _, frames, height, width = x.shape
+    patch = model.config.patch_size
+    tokens = frames // len(layout.places) // model.config.t_patch_size * (height // patch) * (width // patch)
     text, mask = captions(sample, model.null_caption)
-    velocity = model(
-        noised.x,
-        noised.t,
+    velocity: Tensor = model(
+        x,
+        t,
         text,
         mask,
         dropped=sample.dropped,
         chunk_index=layout.places,
         kv_range=[(start * tokens, end * tokens) for start, end in layout.reads],
-        step_embedding=None,
+        step_embedding=step_embedding,
         cache=None,
         write_tokens=0,
     )
-    error: Tensor = ((velocity.float() - noised.target) ** 2 * noised.weight).mean((1, 3, 4))
-    return error.reshape(len(error), chunks, -1).sum(2)
+    return velocity.float()
+
+
+def squared_errors(velocity: Tensor, noised: Noised) -> Tensor:
+    """Squared velocity error of every chunk, summed over its frames that carry loss and averaged over channels and pixels: [N, D].
+
+    velocity [N, C, T, H, W]: the model's answer. Divide a sum of errors by the same sum of ``noised.weight`` for the mean squared error.
+    """
+    error: Tensor = ((velocity - noised.target) ** 2 * noised.weight).mean((1, 3, 4))
+    return error.reshape(*noised.t.shape, -1).sum(2)
