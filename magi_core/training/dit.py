@@ -112,7 +112,7 @@ def train_dit(config: DiTConfig, clips: ClipSet, folder: Path, settings: DiTSett
 
 def draw_batch(clips: ClipSet, name: str, count: int, mix: Mix, generator: torch.Generator) -> Batch:
     """``count`` noised sequences of the layout ``name``."""
-    sample = draw_sample(clips, name, count, mix, generator)
+    sample = draw_sample(clips, LAYOUTS[name], count, mix, generator)
     return Batch(name, LAYOUTS[name], sample, add_noise(sample, LAYOUTS[name], generator))
 
 
