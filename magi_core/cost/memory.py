@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from magi_core.checkpoint.load import empty_dit
 from magi_core.config import DiTConfig, MagiConfig, Sampling
 from magi_core.cost.peak import peak_bytes
+from magi_core.denoise.guidance import SHARED_TOKENS
 from magi_core.denoise.schedule import Schedule, Step
 from magi_core.errors import MagiError
 from magi_core.kernels import AttnRange
@@ -105,13 +106,17 @@ def plan_memory(use: Use) -> MemoryPlan:
     step, past = fullest_step(sampling, use.config.num_frames)
     outside, layers = weight_bytes(dit, use.fp8)
     streamed = use.weights == "streamed"
+    window = tokens * len(step.kv_chunks)
+    beside = (
+        2 if streamed and sampling.cfg_number == 3 and window <= SHARED_TOKENS else 0
+    )  # passes that wait in a layer
     keys = past * tokens * 2 * dit.num_query_groups * dit.kv_channels * dit.params_dtype.itemsize
     return MemoryPlan(
         use,
         weights=outside + (0 if streamed else sum(layers)),
         slots=SLOTS * max(layers) if streamed else 0,
         kv_cache=keys if streamed else keys * dit.num_layers,
-        activations=_activations(use, step),
+        activations=_activations(use, step) + beside * window * dit.hidden_size * dit.params_dtype.itemsize,
         beside=use.beside,
         context=CUDA_CONTEXT if use.gpu else 0,
         host=sum(layers) + keys * dit.num_layers if streamed else 0,

@@ -4,6 +4,7 @@ Notable:
 - Base models: v = (1 - p) alone + (p - s) context + s text, with scales p, s that depend on each chunk's own time. A pass whose
   weight is exactly zero for every chunk is left out, and so is a chunk in the pass where each chunk stands alone.
 - The first chunk of a video sees nothing but itself anyway: with context it is what it is alone, and is computed once.
+- Where layers come from host memory, the passes over a small window go through each of them together.
 - Only the pass with context and null text writes keys and values, so what is remembered of a clean chunk holds no caption.
 - Distilled models: one pass; once the leftmost chunk is nearly clean, its velocity is blended with that of a copy seen alone.
 """
@@ -19,12 +20,16 @@ from torch import Tensor
 
 from magi_core.config import Sampling
 from magi_core.model import KVCache, MagiDiT
+from magi_core.model.dit import Pass
 from magi_core.model.memo import Memo, Prompt
 from magi_core.model.numbers import numbers
 from magi_core.text.caption import Caption
 
 NEAR_CLEAN_WEIGHT = 0.7
 """Share of the velocity with context where the nearly clean chunk is also seen alone (spec 7.2)."""
+SHARED_TOKENS = 16_384
+"""Up to so many tokens in a window, its passes share every layer that is brought from host memory. One pass over more computes for longer
+than a layer takes to arrive, even on an H100; there sharing would gain nothing and hold the hidden states of three passes at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,20 +150,20 @@ def guided_parts(
     return parts + ([Part("alone", chosen, tuple(alone[i] for i in chosen))] if chosen else [])
 
 
-def run_part(model: MagiDiT, window: Window, part: Part, cache: KVCache) -> Tensor:
-    """A part's velocity times its weights, [C, len(part.chunks), chunk_width, H, W]."""
-    if part.kind == "text":
-        velocity = _pass(model, replace(window, write_chunks=0), window.text, cache, dropped=False)
-    elif part.kind == "context":
-        velocity = _pass(model, window, _untold(window), cache, dropped=True)
-    else:
-        velocity = _alone(model, window, part.chunks, cache.memo)
-    return velocity * numbers(part.weights, velocity.device)[:, None, None, None]
-
-
 def run_parts(model: MagiDiT, window: Window, parts: Sequence[Part], cache: KVCache) -> list[tuple[Part, Tensor]]:
-    """Every part with its weighted velocity, one after the other."""
-    return [(part, run_part(model, window, part, cache)) for part in parts]
+    """Every part with its velocity times its weights, [C, len(part.chunks), chunk_width, H, W].
+
+    One after the other, which holds least; side by side where weights come from host memory and the window is small.
+    """
+    tokens = len(window.times) * _chunk_tokens(model, window)
+    share = model.videodit_blocks.layers.on_host and tokens <= SHARED_TOKENS
+    found = []
+    for together in [parts] if share and parts else [[part] for part in parts]:
+        velocities = model.finish([_start_part(model, window, part, cache) for part in together])
+        for part, velocity in zip(together, velocities, strict=True):
+            weights = numbers(part.weights, velocity.device)[:, None, None, None]
+            found.append((part, _chunkwise(velocity, window) * weights))
+    return found
 
 
 def _distilled(model: MagiDiT, window: Window, cache: KVCache) -> Tensor:
@@ -181,8 +186,21 @@ def _distilled(model: MagiDiT, window: Window, cache: KVCache) -> Tensor:
 
 def _pass(model: MagiDiT, window: Window, text: Sequence[Caption], cache: KVCache, *, dropped: bool) -> Tensor:
     """One pass over the window with what came before it: velocity [C, D, chunk_width, H, W]."""
+    return _chunkwise(model.finish([_start(model, window, text, cache, dropped=dropped)])[0], window)
+
+
+def _start_part(model: MagiDiT, window: Window, part: Part, cache: KVCache) -> Pass:
+    if part.kind == "text":
+        return _start(model, replace(window, write_chunks=0), window.text, cache, dropped=False)
+    if part.kind == "context":
+        return _start(model, window, _untold(window), cache, dropped=True)
+    return _start_alone(model, window, part.chunks, cache.memo)
+
+
+def _start(model: MagiDiT, window: Window, text: Sequence[Caption], cache: KVCache, *, dropped: bool) -> Pass:
+    """A pass over the window with what came before it."""
     chunks, tokens = len(window.times), _chunk_tokens(model, window)
-    velocity: Tensor = model(
+    return model.start(
         window.x,
         numbers([window.times], window.x.device),
         _prompts(text, cache.memo),
@@ -194,12 +212,11 @@ def _pass(model: MagiDiT, window: Window, text: Sequence[Caption], cache: KVCach
         write_tokens=window.write_chunks * tokens,
         memo=cache.memo,
     )
-    return torch.unflatten(velocity[0], 1, (chunks, -1))
 
 
-def _alone(model: MagiDiT, window: Window, chosen: Sequence[int], memo: Memo) -> Tensor:
-    """Velocity [C, n, chunk_width, H, W] of chunks told nothing that see only themselves, each as if the video began with it."""
-    velocity: Tensor = model(
+def _start_alone(model: MagiDiT, window: Window, chosen: Sequence[int], memo: Memo) -> Pass:
+    """A pass over chunks told nothing that see only themselves, each an item of its own, as if the video began with it."""
+    return model.start(
         torch.stack([_by_chunk(window)[:, i] for i in chosen]),
         numbers([[window.times[i]] for i in chosen], window.x.device),
         _prompts([window.null] * len(chosen), memo),
@@ -209,7 +226,12 @@ def _alone(model: MagiDiT, window: Window, chosen: Sequence[int], memo: Memo) ->
         step_embedding=window.step_embedding,
         memo=memo,
     )
-    return velocity.transpose(0, 1)
+
+
+def _chunkwise(velocity: Tensor, window: Window) -> Tensor:
+    """Velocity [N, C, T, H, W], N items of the same number of chunks, as [C, chunks, chunk_width, H, W]."""
+    width = window.x.shape[2] // len(window.times)
+    return torch.unflatten(velocity, 2, (-1, width)).transpose(0, 1).flatten(1, 2)
 
 
 def _by_chunk(window: Window) -> Tensor:

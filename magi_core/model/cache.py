@@ -29,6 +29,8 @@ class KVCache:
         """What else the passes over this video share."""
         self._layers: dict[int, _Layer] = {}
         self._room = torch.empty(0)
+        self._in_room: tuple[int, int, int] | None = None
+        """The layer and the chunks, [first, end), whose rows the room holds."""
         self._sent: _Sent | None = None
 
     @property
@@ -62,6 +64,7 @@ class KVCache:
     def write(self, layer: int, chunk: int, rows: Tensor) -> None:
         """Store a chunk's rows [tokens, groups, 2 d], in place of what was held of it."""
         self._layer(layer).make_place(chunk, rows.shape, rows).copy_(rows.detach())
+        self._in_room = None
         if self._sent is not None:
             self._sent.forget()
 
@@ -76,9 +79,7 @@ class KVCache:
         held = self._rows(layer, first, chunk)
         if torch.is_grad_enabled() and (k.requires_grad or v.requires_grad):
             raise MagiError("a pass with a KV cache carries no gradient; call the model under torch.no_grad()")
-        if self._sent is not None and held:
-            held = self._sent.take(layer, held, k)
-        keys, values = self._behind(held, k, v)
+        keys, values = self._behind((layer, first, chunk), held, k, v) if held else (k, v)
         if self._sent is not None and held and layer + 1 in self._layers:
             self._sent.begin(layer + 1, self._rows(layer + 1, first, chunk), k)
         d, written = k.shape[-1], self._layer(layer)
@@ -88,12 +89,14 @@ class KVCache:
                 place[..., :d], place[..., d:] = key, value
             else:
                 place.copy_(torch.cat([key, value], dim=-1), non_blocking=True)
+            self._in_room = None
         return keys, values
 
     def keep_from(self, chunk: int) -> None:
         """Forget all chunks before ``chunk``; their places are free for others."""
         for layer in self._layers.values():
             layer.slots = {number: slot for number, slot in layer.slots.items() if number >= chunk}
+        self._in_room = None
 
     def state(self) -> dict[str, Tensor]:
         """Everything held, as plain tensors: ``chunks`` [n] int64, ``layer_{i}`` [n, tokens, groups, 2 d]."""
@@ -129,19 +132,21 @@ class KVCache:
             )
         return [held.place(chunk) for chunk in range(first, end)]
 
-    def _behind(self, held: list[Tensor], k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """k and v with ``held`` in front of them, in the shared room."""
-        if not held:
-            return k, v
-        past, d = sum(map(len, held)), k.shape[-1]
-        wanted = (past + len(k), k.shape[1], 2 * d)
+    def _behind(self, past: tuple[int, int, int], held: list[Tensor], k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """k and v behind ``held``, the rows of ``past``, in the shared room; what another pass left there is not copied again."""
+        before, d = sum(map(len, held)), k.shape[-1]
+        wanted = (before + len(k), k.shape[1], 2 * d)
         room = self._room
         if len(room) < wanted[0] or room.shape[1:] != wanted[1:] or room.dtype != k.dtype:
-            room = self._room = _empty(wanted, k)
-        for rows, there in zip(held, room[:past].chunk(len(held)), strict=True):
-            there.copy_(rows)
+            room, self._in_room = _empty(wanted, k), None
+            self._room = room
+        if self._in_room != past:
+            rows = held if self._sent is None else self._sent.take(past[0], held, k)
+            for row, there in zip(rows, room[:before].chunk(len(rows)), strict=True):
+                there.copy_(row)
+            self._in_room = past
         keys, values = room[: wanted[0], :, :d], room[: wanted[0], :, d:]
-        keys[past:], values[past:] = k, v
+        keys[before:], values[before:] = k, v
         return keys, values
 
 
@@ -155,7 +160,12 @@ class _Sent:
         self._rows: list[Tensor] = []
 
     def begin(self, layer: int, rows: list[Tensor], like: Tensor) -> None:
-        """Send ``rows`` to the device of ``like``, as soon as all work given to it up to now is done with the slot."""
+        """Send ``rows`` to the device of ``like``, as soon as all work given to it up to now is done with the slot.
+
+        Nothing is done where they are on their way already.
+        """
+        if self._under_way(layer, rows):
+            return
         wanted = (sum(map(len, rows)), *rows[0].shape[1:])
         if self._slot.shape != wanted or self._slot.dtype != like.dtype or self._slot.device != like.device:
             self._slot = _empty(wanted, like)
@@ -167,10 +177,7 @@ class _Sent:
 
     def take(self, layer: int, rows: list[Tensor], like: Tensor) -> list[Tensor]:
         """``rows`` of a layer on the device, valid until more are sent."""
-        same = len(rows) == len(self._rows) and all(
-            a.data_ptr() == b.data_ptr() for a, b in zip(rows, self._rows, strict=True)
-        )
-        if layer != self._layer or not same or self._arrivals is None:
+        if not self._under_way(layer, rows):
             self.forget()  # the first layer of a pass: its stream is that of the work now
             self.begin(layer, rows, like)
         if self._arrivals is not None:
@@ -178,6 +185,12 @@ class _Sent:
                 self._arrivals.wait()
         self._layer = None
         return list(self._slot.chunk(len(rows)))
+
+    def _under_way(self, layer: int, rows: list[Tensor]) -> bool:
+        same = len(rows) == len(self._rows) and all(
+            a.data_ptr() == b.data_ptr() for a, b in zip(rows, self._rows, strict=True)
+        )
+        return layer == self._layer and same and self._arrivals is not None
 
     def forget(self) -> None:
         """Nothing is on its way any more."""

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +42,17 @@ class Blocks(nn.Module):
         )
 
 
+@dataclass(eq=False)
+class Pass:
+    """A forward pass on its way through the layers."""
+
+    hidden: Tensor
+    """[items * chunks, tokens, h]."""
+    context: Context
+    grid: tuple[int, int, int, int]
+    """Items, and latent frames, height and width of an item, in tokens."""
+
+
 class MagiDiT(nn.Module):
     """The network. Build it under ``torch.device("meta")`` to allocate nothing before weights are assigned."""
 
@@ -59,7 +72,11 @@ class MagiDiT(nn.Module):
         """The learned "no caption", [caption_max_length, caption_channels]."""
         return self.y_embedder.null_caption_embedding
 
-    def forward(
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
+        """Velocity [N, C, T, H, W] float32 of one pass; takes and raises what ``start`` does."""
+        return self.finish([self.start(*inputs, **named)])[0]
+
+    def start(
         self,
         x: Tensor,
         t: Tensor,
@@ -73,8 +90,8 @@ class MagiDiT(nn.Module):
         cache: KVCache | None = None,
         write_tokens: int = 0,
         memo: Memo | None = None,
-    ) -> Tensor:
-        """Velocity [N, C, T, H, W] float32 of latents x [N, C, T, H, W], T = D chunks.
+    ) -> Pass:
+        """A pass over latents x [N, C, T, H, W], T = D chunks, up to the first layer.
 
         t [N, D]: time of every chunk, 0 noise .. 1 clean. y [N*D, L, caption_channels], y_mask [N*D, L]: caption of every
         chunk; only tokens whose mask is not 0 are read (a mask on the CPU spares a device synchronisation). Or y is a
@@ -120,12 +137,23 @@ class MagiDiT(nn.Module):
             text_ranges=text_ranges,
             past=past,
         )
-        for layer in self.videodit_blocks.layers.on(x.device):
-            hidden = layer(hidden, context)
-        with _without_autocast(x.device):
-            (values,) = in_tiles(self._values, hidden)
-            velocity = unpatchify(values.reshape(n, chunks * frames, height, width, -1), config)
-        return velocity[:, : config.latent_channels] / config.x_rescale_factor
+        return Pass(hidden, context, (n, chunks * frames, height, width))
+
+    def finish(self, passes: Sequence[Pass]) -> list[Tensor]:
+        """The velocity [N, C, T, H, W] float32 of every pass; each layer serves all of them before the next one is asked for.
+
+        It comes out what one after the other would give, passes over one cache included.
+        """
+        for layer in self.videodit_blocks.layers.on(passes[0].hidden.device):
+            for each in passes:
+                each.hidden = layer(each.hidden, each.context)
+        return [self._velocity(each) for each in passes]
+
+    def _velocity(self, done: Pass) -> Tensor:
+        with _without_autocast(done.hidden.device):
+            (values,) = in_tiles(self._values, done.hidden)
+            velocity = unpatchify(values.reshape(*done.grid, -1), self.config)
+        return velocity[:, : self.config.latent_channels] / self.config.x_rescale_factor
 
     def _values(self, hidden: Tensor) -> tuple[Tensor]:
         """hidden [chunks, tokens, h] -> the values of every token's patch."""

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from magi_core.cost.work import Work
-from magi_core.denoise.guidance import Part, RunParts, Window, run_part
+from magi_core.denoise.guidance import Part, RunParts, Window, run_parts
 from magi_core.model import KVCache, MagiDiT
 from magi_core.parallel.collectives import Group
 
@@ -28,7 +28,7 @@ def run_on(group: Group) -> RunParts:
 
     def run(model: MagiDiT, window: Window, parts: Sequence[Part], cache: KVCache) -> list[tuple[Part, Tensor]]:
         dealt = deal(parts, window, model, group.size)
-        mine = [run_part(model, window, part, cache) for part in dealt[group.rank]]
+        mine = [velocity for _, velocity in run_parts(model, window, dealt[group.rank], cache)]
         if window.write_chunks:
             context = next(rank for rank, some in enumerate(dealt) if any(part.kind == "context" for part in some))
             _hand_round(model, window, cache, context, group)

@@ -111,6 +111,18 @@ def test_weights_and_cache_of_the_release() -> None:
     assert fullest_step(no_ranges, 96)[1] == 3  # the last of four chunks sees the others
 
 
+def test_small_windows_hold_three_passes_where_layers_are_streamed() -> None:
+    small, large = (replace(Use.of(PRESETS["4.5b"]), height=side, width=side) for side in (320, 720))
+    for use, passes in ((small, 2), (large, 0)):
+        resident, streamed = (
+            plan_memory(replace(use, weights=place)).activations for place in ("resident", "streamed")
+        )
+        tokens = len(fullest_step(use.sampling, 96)[0].kv_chunks) * planner.tokens_per_chunk(
+            use.config, use.sampling, use.height, use.width
+        )
+        assert streamed - resident == passes * tokens * 3072 * 2
+
+
 def test_advice_fits_and_is_near() -> None:
     use = replace(Use.of(PRESETS["24b"]), height=720, width=1280)
     resident, streamed = (plan_memory(replace(use, weights=place)).total for place in ("resident", "streamed"))

@@ -13,6 +13,7 @@ from magi_core.config import Sampling
 from magi_core.denoise.guidance import Window, dispatch, guidance_weights, remember
 from magi_core.golden import Golden, compare
 from magi_core.model import KVCache, MagiDiT
+from magi_core.model.dit import Pass
 from magi_core.text.assembly import null_caption
 from magi_core.text.caption import Caption
 from magi_core.verify.sampling import dispatched
@@ -40,30 +41,33 @@ def test_weights_add_up_and_follow_the_time() -> None:
     assert weights[0].tolist() == [-0.5, -0.5, -0.5, -0.5, 0, 0]
 
 
-def test_a_pass_without_weight_is_left_out_and_changes_nothing(tiny: MagiDiT) -> None:
+def test_a_pass_without_weight_is_left_out_and_changes_nothing(tiny: MagiDiT, monkeypatch: pytest.MonkeyPatch) -> None:
     sampling = Sampling(prev_chunk_scales=(1.5, 1.5, 1.0, 1.0, 1.0), text_scales=(7.5, 1.5, 0.0, 1.0, 1.0))
     null = null_caption(tiny.null_caption)
     text, latents = Caption(torch.randn(5, 4), torch.ones(5)), torch.randn(1, 2, 8, 4, 4)
 
+    passes: list[tuple[bool, int]] = []
+    start = tiny.start
+
+    def counted(x: Tensor, *arguments: Any, **options: Any) -> Pass:
+        passes.append((options["dropped"], len(x)))
+        return start(x, *arguments, **options)
+
+    monkeypatch.setattr(tiny, "start", counted)
+
     def velocity(times: tuple[float, ...]) -> tuple[Tensor, list[tuple[bool, int]]]:
-        passes: list[tuple[bool, int]] = []
-
-        def counted(x: Tensor, *arguments: Any, **options: Any) -> Tensor:
-            passes.append((options["dropped"], len(x)))
-            return tiny(x, *arguments, **options)
-
-        counted.config = tiny.config  # type: ignore[attr-defined]
+        passes.clear()
         x = latents[:, :, : 2 * len(times)]
         kv = tuple((0, i + 1) for i in range(len(times)))
         window = Window(x, times, (text,) * len(times), null, 0, kv)
-        return dispatch(counted, sampling, window, KVCache()), passes  # type: ignore[arg-type]
+        return dispatch(tiny, sampling, window, KVCache()), list(passes)
 
     assert velocity((0.01,))[1] == [(False, 1), (True, 1)]  # the first chunk with context is the first chunk alone
     assert velocity((0.05,))[1] == [(False, 1), (True, 1)]  # p = s: the context pass has no weight
     assert velocity((0.2,))[1] == [(True, 1)]  # only context
     assert velocity((0.5,))[1] == [(False, 1)]  # only text
-    together, passes = velocity((0.5, 0.2, 0.05, 0.01))
-    assert passes == [(False, 1), (True, 1), (True, 2)]  # two chunks alone
+    together, made = velocity((0.5, 0.2, 0.05, 0.01))
+    assert made == [(False, 1), (True, 1), (True, 2)]  # two chunks alone
     # The leftmost chunk sees only itself, so what its neighbours need must not show in it.
     torch.testing.assert_close(together[:, :, :2], velocity((0.5,))[0])
 

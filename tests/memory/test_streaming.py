@@ -12,11 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from magi_core.checkpoint.load import load_dit
-from magi_core.config import PRESETS
+from magi_core.config import PRESETS, Sampling
+from magi_core.denoise import guidance
 from magi_core.denoise.session import ChunkCondition, Session
 from magi_core.memory.streaming import StreamedLayers
 from magi_core.model import KVCache, MagiDiT
 from magi_core.text.assembly import null_caption
+from magi_core.text.caption import Caption
 from tests.model.conftest import TINY
 from tests.model.test_dit import RANGES, TOKENS, batch
 
@@ -122,6 +124,33 @@ def test_a_hosts_layers_do_all_products(weights: Path, dtype: torch.dtype) -> No
     Managed.Linear.seen.clear()
     assert same(passes(managed), passes(plain))
     assert len(Managed.Linear.seen) == 2 * sum(isinstance(m, nn.Linear) for m in plain.modules())
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_passes_over_a_small_window_share_every_layers_way(
+    weights: Path, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three passes a step, keys and values on the host: the bits of resident weights, from a third of the copies."""
+    monkeypatch.setattr(guidance, "SHARED_TOKENS", TOKENS * 100 if shared else 0)
+    sampling = Sampling(num_steps=8, window_size=2, chunk_width=2, noise2clean_kvrange=(2, 1), clean_chunk_kvrange=1)
+    videos, ways, passes = [], [], []
+    for place in ("resident", "streamed"):
+        model = load_dit(weights, FOUR, weights=place)
+        on, start = model.videodit_blocks.layers.on, model.start
+        monkeypatch.setattr(
+            model.videodit_blocks.layers, "on", lambda device, on=on: ways.append(device) or on(device), raising=True
+        )
+        monkeypatch.setattr(model, "start", lambda *x, start=start, **named: passes.append(1) or start(*x, **named))
+        ways.clear()
+        passes.clear()
+        null = null_caption(model.null_caption.detach())
+        told = Caption(torch.randn(5, FOUR.caption_channels, generator=torch.Generator().manual_seed(1)), torch.ones(5))
+        session = Session(model, sampling, height=4, width=4, seed=3, null=null)
+        session.add([ChunkCondition(told)] * 4)
+        videos.append([chunk.latents for chunk in session.run()])
+    assert len(videos[0]) == 4 and same(*videos)
+    steps = session.progress.steps
+    assert (len(ways) == steps) if shared else (len(ways) == len(passes) > 2 * steps)
 
 
 def test_nano_streams(tmp_path: Path) -> None:
