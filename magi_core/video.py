@@ -59,24 +59,33 @@ def read_video(
     if size is not None:
         check_size(*size)
     kept: list[Frames] = []
+    pictures = _pictures(path, fps)
+    for picture in islice(pictures, first) if last is None else deque(pictures, maxlen=last):
+        rgb = _upright(picture)[None]
+        size = size or (rgb.shape[1], rgb.shape[2])
+        kept.append(resize(rgb, *size, fit))
+        if len(kept) * kept[0].nbytes > MAX_READ_BYTES:
+            raise MagiError(f"{path} is too long to be read whole; ask for its first or last frames, or a smaller size")
+    if not kept:
+        raise MagiError(f"{path} holds no video frames")
+    return np.concatenate(kept)
+
+
+def play_video(path: Path, *, size: tuple[int, int], fps: float | Fraction = 24, fit: Fit = "crop") -> Iterator[Frames]:
+    """The frames of a video of any length, uint8 [1,H,W,3] each, one at a time; otherwise as ``read_video``."""
+    check_size(*size)
+    for picture in _pictures(path, fps):
+        yield resize(_upright(picture)[None], *size, fit)
+
+
+def _pictures(path: Path, fps: float | Fraction) -> Iterator[Any]:
+    """The decoder's pictures at a frame rate."""
     with _open(path) as container:
         if not container.streams.video:
             raise MagiError(f"{path} holds no video")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        pictures: Iterable[Any] = at_rate(_decode(container, stream), checked_fps(fps), str(path))
-        pictures = islice(pictures, first) if last is None else deque(pictures, maxlen=last)
-        for picture in pictures:
-            rgb = _upright(picture)[None]
-            size = size or (rgb.shape[1], rgb.shape[2])
-            kept.append(resize(rgb, *size, fit))
-            if len(kept) * kept[0].nbytes > MAX_READ_BYTES:
-                raise MagiError(
-                    f"{path} is too long to be read whole; ask for its first or last frames, or a smaller size"
-                )
-    if not kept:
-        raise MagiError(f"{path} holds no video frames")
-    return np.concatenate(kept)
+        yield from at_rate(_decode(container, stream), checked_fps(fps), str(path))
 
 
 def at_rate(timed: Iterable[tuple[Fraction, Fraction, Any]], rate: Fraction, name: str) -> Iterator[Any]:
