@@ -16,6 +16,7 @@ Notable:
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
@@ -280,6 +281,10 @@ class Run:
             if folder.exists():
                 folder.rmdir()
             os.replace(building, folder)
+            for left in folder.parent.glob(
+                f".{glob.escape(folder.name)}-{'[0-9a-f]' * 32}"
+            ):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
         except OSError as error:
             raise MagiError(
                 f"cannot keep a run in {folder}: {error.strerror}. Free space, or choose a folder that can be written"
@@ -304,7 +309,10 @@ class Run:
             self.problem = error
             return
         self.problem, self._kept_steps = None, making.progress.steps
-        for path in self.checkpoints[1:-NEWEST]:
+        halves = (
+            half for name in (CHUNKS, CHECKPOINTS) for half in (self.folder / name).glob(".*")
+        )  # a kill left them
+        for path in (*self.checkpoints[1:-NEWEST], *halves):
             with suppress(OSError):
                 path.unlink()
 

@@ -1,6 +1,6 @@
 """Nothing is lost: a run that was cancelled, that crashed, or whose checkpoint was damaged, is finished to the same bytes.
 
-How often the server is killed: ``MAGI_KILLS`` (default 2; each costs a start of ComfyUI).
+How often the server is killed: ``MAGI_KILLS`` (default 2; each costs a start of ComfyUI). ``MAGI_KILLS=50`` hits every kind of moment.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 from tests.comfy.conftest import prepare
 from tests.comfy.filming import about, answer, chunks, moment, until_paused
 from tests.comfy.graphs import extend, loaders, node, pictures, story, text_to_video
+from tests.comfy.killing import PACK, check_kept, killed, moments
 from tests.comfy.server import Prompt, Run, Server, find_comfyui
 from tests.comfy.test_live import FOUR, film, packets
 from tests.comfy.test_nodes import frames
@@ -126,34 +128,52 @@ def base(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the pack that kills at a moment reads /proc")
 def test_a_killed_server_loses_nothing(base: Path) -> None:
+    (base / "custom_nodes" / PACK.name).symlink_to(PACK, target_is_directory=True)
     prompt: Prompt = {**text_to_video(LONG, seed=205, steps=16, vae=["vae", 0]), **story(NEXT, "next")}
     prompt |= {**pictures("made", "a"), **pictures("more", "b")}
     prompt["more"] = extend("next_said", session=["made", 1], vae=["vae", 0])
-    server = Server(base)
-    moments = random.Random(7)
+    server, kills, runs, hit = Server(base), 0, 0, Counter[str]()
     try:
-        started = time.monotonic()
         whole = server.run(prompt)
         assert whole.status == "success", whole.error
-        seconds = time.monotonic() - started
-        told = {name: about(whole, name)["folder"] for name in ("made", "more")}
-        reference = {name: kept(base / "output" / folder) for name, folder in told.items()}
+        folders = {name: base / "output" / about(whole, name)["folder"] for name in ("made", "more")}
+        reference = {name: kept(folder) for name, folder in folders.items()}
         pngs = {name: frames(server, whole, name) for name in ("a", "b")}
-        (base / "output" / "magi").rename(base / "reference")
-        for _ in range(KILLS):
+        had = {name: 0 for name in folders}
+
+        def start_over() -> None:
+            """The runs that are finished are looked at, and put out of the way."""
+            nonlocal had, runs
+            assert {name: kept(folder) for name, folder in folders.items()} == reference
+            assert not list((base / "output" / "magi").rglob(".*")), "half a file is left for good"
+            runs += 1
+            (base / "output" / "magi").rename(base / f"finished {runs}")
+            had = {name: 0 for name in folders}
             forget(server)
-            server.queue(prompt)
-            time.sleep(moments.uniform(0.2, 0.9) * seconds / max(1, KILLS - 1))
-            server.kill()
-            done = [len(list((base / "output" / folder / "chunks").glob("[0-9]*"))) for folder in told.values()]
-            server = Server(base)
-            assert done == [len(list((base / "output" / f / "chunks").glob("[0-9]*"))) for f in told.values()]
+
+        start_over()
+        for kind in moments(random.Random(7)):
+            if kills == KILLS:
+                break
+            was_killed, heard = killed(server, prompt, kind)
+            now = check_kept(folders, reference, heard)
+            assert all(now[name] >= had[name] for name in now), "a finished chunk is lost"
+            had = now
+            if was_killed:
+                kills += 1
+                hit[kind.name] += 1
+                server = Server(base)
+            else:  # it was finished before that moment
+                assert all(np.array_equal(frames(server, heard, name), pngs[name]) for name in pngs)
+                start_over()
         finished = server.run(prompt)
         assert finished.status == "success", finished.error
-        assert {name: about(finished, name)["folder"] for name in told} == told, "the same runs, found again"
-        assert {name: kept(base / "output" / folder) for name, folder in told.items()} == reference
+        assert {name: base / "output" / about(finished, name)["folder"] for name in folders} == folders, "found again"
         assert all(np.array_equal(frames(server, finished, name), pngs[name]) for name in pngs)
+        start_over()
+        print(f"{kills} kills in {runs - 1} runs: {dict(hit)}")
         # A pause is found again too.
         waiting = film(FOUR, seed=206, review_every=2)
         assert moment(server, server.queue(waiting), "paused")["next"] == 2
