@@ -32,6 +32,7 @@ from magi_core.generation import Generation
 from magi_core.images import Fit, Frames, check_frames, read_keyframe, resize
 from magi_core.keeping import Run
 from magi_core.kernels import attention
+from magi_core.lora import Lora, read, use
 from magi_core.making import Decode, Making
 from magi_core.memory.streaming import Place
 from magi_core.model import MagiDiT
@@ -65,11 +66,13 @@ class Magi:
         fp8: bool = False,
         attention: str = "auto",
         text_cache: Path | None = None,
+        loras: Sequence[Lora] = (),
     ) -> None:
         self.files, self.config = files, files.config
         self.device, self.dtype = torch.device(device), dtype
         self.weights, self.fp8, self.attention = weights, fp8, attention
         self._text_cache = text_cache
+        self.loras = tuple(loras)
 
     @cached_property
     def dit(self) -> MagiDiT:
@@ -79,15 +82,26 @@ class Magi:
         """The transformer, placed so that a video of that size in pixels fits; raises MagiError where it cannot."""
         dit = self.config.dit if self.dtype is None else replace(self.config.dit, params_dtype=self.dtype)
         gpu = self.device.type == "cuda"
-        use = Use(replace(self.config, dit=dit), height, width, sampling, fp8=self.fp8, gpu=gpu)
-        return load_dit(
+        adapters = read(self.loras, dit)
+        needed = Use(
+            replace(self.config, dit=dit),
+            height,
+            width,
+            sampling,
+            fp8=self.fp8,
+            beside=sum(adapter.parameters for adapter, _ in adapters) * dit.params_dtype.itemsize,
+            gpu=gpu,
+        )
+        model = load_dit(
             self.files,
             device=self.device,
             dtype=self.dtype,
             attend=attention(self.attention, self.device),
-            weights=choose_place(use, self.weights, free_bytes(self.device)),
+            weights=choose_place(needed, self.weights, free_bytes(self.device)),
             fp8=self.fp8,
         )
+        use(model, adapters)
+        return model
 
     @cached_property
     def vae(self) -> ViTVAE:
@@ -284,13 +298,15 @@ def load(
     fp8: bool = False,
     attention: str = "auto",
     text_cache: Path | None = None,
+    loras: Sequence[Lora | str] = (),
 ) -> Magi:
     """Find a model: "nano", a folder of the public release, a configuration JSON, or one safetensors file.
 
     device: default the first GPU, else the CPU. dtype: what the transformer computes in (default: the configuration's).
     weights: of the transformer's layers, "resident" on the device, "streamed" from host memory, or "auto", the first that fits.
     fp8: quantise the big matrices to 8 bits when they are read (lossy, half the memory of bfloat16). attention: a name of
-    ``kernels.backends``, or "auto". text_cache: folder for encoded prompts. Nothing big is read yet. Raises MagiError when there is no such model.
+    ``kernels.backends``, or "auto". text_cache: folder for encoded prompts. loras: adapters that change the model, also written "file.safetensors:0.8" (see
+    ``magi_core.lora``). Nothing big is read yet. Raises MagiError when there is no such model.
     """
     files = find_checkpoint(model)
     for note in files.notes:
@@ -303,7 +319,16 @@ def load(
         raise MagiError(
             f"device is '{device}', which cannot be used here ({error}); use cpu, cuda or cuda:0"
         ) from error
-    return Magi(files, device=device, dtype=dtype, weights=weights, fp8=fp8, attention=attention, text_cache=text_cache)
+    return Magi(
+        files,
+        device=device,
+        dtype=dtype,
+        weights=weights,
+        fp8=fp8,
+        attention=attention,
+        text_cache=text_cache,
+        loras=[Lora.parse(lora) if isinstance(lora, str) else lora for lora in loras],
+    )
 
 
 def _storyboard(storyboard: Storyboard | str) -> Storyboard:

@@ -20,6 +20,7 @@ ABOVE = {
     "vae": {"model", "denoise", "pipeline", "generation", "cli", "training", "evaluation", "checkpoint", "verify"},
     "text": {"model", "denoise", "pipeline", "generation", "cli", "training", "evaluation", "checkpoint", "verify"},
     "checkpoint": {"denoise", "pipeline", "generation", "cli", "training", "evaluation", "verify"},
+    "lora": {"denoise", "pipeline", "parallel", "generation", "cli", "training", "evaluation", "verify", "vae"},
     "denoise": {"pipeline", "generation", "cli", "training", "evaluation", "checkpoint", "verify", "vae"},
     "training": {"pipeline", "generation", "cli", "verify"},
     "evaluation": {"training", "cli", "verify"},

@@ -22,7 +22,7 @@ def keep_home(magi: Magi) -> None:
 def shared(making: Making, magi: Magi, devices: list[str]) -> Iterator[None]:
     """Within, the devices run the model, in the way that is predicted to be fastest."""
     place: Place = "streamed" if magi.weights == "streamed" else "resident"
-    build = FromFiles(magi.files, magi.dtype, magi.attention, place, magi.fp8)
+    build = FromFiles(magi.files, magi.dtype, magi.attention, place, magi.fp8, magi.loras)
     with start(build, devices, suited(making.session, devices)) as engine:
         making.session.run_by(engine.runner)
         yield

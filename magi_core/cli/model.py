@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, get_args
@@ -12,6 +12,8 @@ import torch
 
 from magi_core.config import DTYPES
 from magi_core.denoise.reuse import reuse_in
+from magi_core.errors import MagiError
+from magi_core.lora import Lora
 from magi_core.making import Making
 from magi_core.memory.streaming import Place
 from magi_core.pipeline import Magi, load
@@ -51,13 +53,33 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         metavar="THRESHOLD",
         help="faster, not the same video: a noisy chunk's velocity serves again until it should have changed by this, say 0.05",
     )
+    add_lora(parser)
     parser.add_argument("--text-cache", type=Path, metavar="FOLDER", help="keep encoded prompts in this folder")
+
+
+def add_lora(parser: argparse.ArgumentParser) -> None:
+    """The adapters that the model uses, today's files."""
+    parser.add_argument(
+        "--lora",
+        type=_lora,
+        action="append",
+        default=[],
+        metavar="FILE[:STRENGTH]",
+        help="let the model use this LoRA, a file or a folder; strength 1 if not given, negative turns it around (may be repeated)",
+    )
+
+
+def _lora(text: str) -> Lora:
+    try:
+        return Lora.parse(text).pinned()
+    except MagiError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def open_asked(arguments: argparse.Namespace) -> Magi:
     """The model that the options of ``add_model`` ask for."""
     names = ("device", "precision", "weights", "attention", "text_cache")
-    given = {name: getattr(arguments, name) for name in names}
+    given = {name: getattr(arguments, name) for name in names} | {"loras": arguments.lora}
     if arguments.devices is None:
         return open_model(arguments.model, **given)
     from magi_core.cli.devices import keep_home
@@ -94,6 +116,7 @@ def open_model(
     weights: Place | Literal["auto"] = "auto",
     attention: str = "auto",
     text_cache: Path | None = None,
+    loras: Sequence[Lora] = (),
 ) -> Magi:
     """The model as ``pipeline.load`` finds it; a narrow one on the CPU takes one thread of this process."""
     magi = load(
@@ -104,6 +127,7 @@ def open_model(
         fp8=precision == "fp8",
         attention=attention,
         text_cache=text_cache,
+        loras=loras,
     )
     if magi.device.type == "cpu" and magi.config.dit.hidden_size < NARROW:
         torch.set_num_threads(1)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from magi_core.cli.model import OPTIONS, open_asked, shared
 from magi_core.errors import MagiError
+from magi_core.lora import Lora
 from magi_core.storyboard import Storyboard
 
 if TYPE_CHECKING:
@@ -69,12 +70,18 @@ def write(generation: Generation, arguments: argparse.Namespace, storyboard: Sto
         raise MagiError("there is nothing left to make; give --prompt or --storyboard to go on")
     check_target(arguments.output)
     session = making.session
-    made_with = {"model": arguments.model, "seed": session.seed, "sampling": asdict(session.sampling)}
+    made_with = {
+        "model": arguments.model,
+        "lora": [f"{lora.path.name}:{lora.strength:g}" for lora in arguments.lora],
+        "seed": session.seed,
+        "sampling": asdict(session.sampling),
+    }
     story = storyboard.to_json() if storyboard else ""
     settings = {
         "output": str(arguments.output.absolute()),
         "session": str(arguments.save_session.absolute()) if arguments.save_session else None,
         "kept": arguments.keep is not None,
+        "lora": [lora.document() for lora in arguments.lora],
         **{name: getattr(arguments, name) for name in OPTIONS},
     }
     metadata = {"prompt": story, "settings": json.dumps(made_with)}
@@ -93,7 +100,8 @@ def run_resume(arguments: argparse.Namespace) -> int:
         raise MagiError(f"the run {run.folder} was not made by the command line; go on with it where it was made")
     output = arguments.output or Path(settings["output"])
     check_target(output)
-    asked = argparse.Namespace(text_cache=None, **{name: settings[name] for name in OPTIONS})
+    loras = [Lora.of_document(document) for document in settings.get("lora", [])]
+    asked = argparse.Namespace(text_cache=None, lora=loras, **{name: settings[name] for name in OPTIONS})
     magi = open_asked(asked)
     making = run.load(magi.dit)
     with shared(asked, magi, making):

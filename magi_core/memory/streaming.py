@@ -72,8 +72,8 @@ class StreamedLayers:
     on_host = True
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._modules = [module.requires_grad_(False).eval() for module in modules]
-        self._slabs = [Slab(module.state_dict()) for module in self._modules]
+        self.modules = [module.requires_grad_(False).eval() for module in modules]
+        self._slabs = [Slab(module.state_dict()) for module in self.modules]
         if torch.cuda.is_available():
             for slab in self._slabs:
                 _pin(slab.bytes, self)
@@ -89,7 +89,7 @@ class StreamedLayers:
         try:
             for i in range(min(SLOTS, len(self._slabs))):
                 arrivals.copy(slots[i], self._slabs[i].bytes)
-            for i, (module, slab) in enumerate(zip(self._modules, self._slabs, strict=True)):
+            for i, (module, slab) in enumerate(zip(self.modules, self._slabs, strict=True)):
                 arrivals.wait()
                 yield partial(_call, module, slab.views(slots[i % SLOTS]))
                 if i + SLOTS < len(self._slabs):

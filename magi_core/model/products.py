@@ -16,7 +16,7 @@ from magi_core.model.norms import Norm
 
 def normed_products(x: Tensor, norm: Norm, layers: Sequence[nn.Module], *, shared: bool) -> list[Tensor]:
     """``layer(norm(x))`` of every layer. All are 8 bit ones or none is; shared: the former quantise their input alike."""
-    if not isinstance(layers[0], EightBit):
+    if not all(isinstance(layer, EightBit) and not layer.heard for layer in layers):
         normed = norm(x)
         return [layer(normed) for layer in layers]
     eight_bit = [layer for layer in layers if isinstance(layer, EightBit)]
@@ -29,7 +29,7 @@ def normed_products(x: Tensor, norm: Norm, layers: Sequence[nn.Module], *, share
 
 def activated_product(wide: Tensor, gated: bool, layer: nn.Module) -> Tensor:
     """``layer(activate(wide, gated))``."""
-    if isinstance(layer, EightBit):
+    if isinstance(layer, EightBit) and not layer.heard:
         return layer.product(*layer_kernels(wide.device).quantise_activated(wide, gated, layer.divisor))
     wide = activate(wide, gated)  # the values before it are let go of: these are the largest of a layer
     out: Tensor = layer(wide)

@@ -25,6 +25,7 @@ from magi_core.config import Sampling
 from magi_core.denoise.guidance import Runner, Window
 from magi_core.errors import MagiError
 from magi_core.kernels import attention
+from magi_core.lora import Lora, read, use
 from magi_core.memory.streaming import Place
 from magi_core.model import KVCache, MagiDiT
 from magi_core.parallel.launch import Crew, InProcess, Spawned
@@ -54,10 +55,13 @@ class FromFiles:
     """The kernel."""
     weights: Place = "resident"
     fp8: bool = False
+    loras: tuple[Lora, ...] = ()
 
     def __call__(self, device: torch.device) -> MagiDiT:
         attend = attention(self.attention, device)
-        return load_dit(self.files, device=device, dtype=self.dtype, attend=attend, weights=self.weights, fp8=self.fp8)
+        model = load_dit(self.files, device=device, dtype=self.dtype, attend=attend, weights=self.weights, fp8=self.fp8)
+        use(model, read(self.loras, model.config))
+        return model
 
 
 class Engine:
