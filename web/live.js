@@ -3,7 +3,7 @@
  *
  * Notable:
  * - Frames are drawn out of strips, one picture a chunk; only a few are kept decoded. The next one is fetched while one plays.
- * - Drawing happens where something changed: a frame of the page is asked for only while the player plays and can be seen.
+ * - Drawing happens where something changed: a frame of the page is asked for, and a strip fetched, only while the view can be seen.
  * - Nothing here knows of ComfyUI's graph; `live_widget.js` brings the two together.
  */
 
@@ -32,6 +32,7 @@ export function createLive(host) {
     let ticking = 0, last = null, drawn = "", held = null;
     view.note.before(review.element);
 
+    const isSeen = () => Boolean(view.root.offsetParent);
     const keyOf = (chunk) => chunk?.strip && host.url(chunk.strip);
 
     function show(next) {
@@ -53,7 +54,7 @@ export function createLive(host) {
 
     /** Show the player, and the frame it is at as soon as its strip is there. */
     function draw() {
-        if (signal.aborted) return;
+        if (signal.aborted || !isSeen()) return;
         drawPlayer(view, player, run, chunks, t);
         const place = placeAt(chunks, player.second, run.about.fps), key = keyOf(place?.chunk);
         if (run.about.previews) {
@@ -83,12 +84,9 @@ export function createLive(host) {
     function tick(now) {
         ticking = 0;
         const elapsed = last === null ? 0 : Math.min(0.25, (now - last) / 1000);
-        last = player.playing ? now : null;
-        if (!view.root.isConnected || !view.root.offsetParent) ticking = player.playing ? requestAnimationFrame(tick) : 0;
-        else {
-            player = ticked(player, elapsed, run);
-            draw();
-        }
+        last = now;
+        player = ticked(player, elapsed, run);
+        draw();
         if (!ticking) last = null;
     }
 
@@ -133,7 +131,9 @@ export function createLive(host) {
     }, signal);
 
     const sizes = new ResizeObserver(() => {
-        if (!view.below.offsetHeight || below === view.below.offsetHeight) return; // not to be seen, or only wider
+        if (!isSeen()) return;
+        draw(); // nothing was drawn while it was not to be seen
+        if (below === view.below.offsetHeight) return; // only wider
         below = view.below.offsetHeight;
         host.onHeight();
     });

@@ -18,10 +18,20 @@ export function liveExtension({ app, api, words }) {
     const feed = createFeed(api, (run) => newest(feed.runs()).includes(run) && show(run));
     const showAll = () => newest(feed.runs()).forEach(show);
 
-    /** Show a run at its node, where the workflow that asked for it is open; what a program asked for is shown in any that has the node. */
-    function show({ about, ...known }) {
-        const graph = app.rootGraph ?? app.graph;
-        if (about.workflow == null || about.workflow === graph.id) slots.get(nodeAt(graph, about.node))?.show({ about, ...known });
+    /**
+     * Show a run at its node, and at the boxes of the subgraphs that it is in, where the workflow that asked for it is open; what a program
+     * asked for is shown in any that has the node.
+     */
+    function show(run) {
+        const graph = app.rootGraph ?? app.graph, { workflow, node } = run.about;
+        if (workflow != null && workflow !== graph.id) return;
+        const path = pathTo(graph, node);
+        if (MAKERS.includes(path.at(-1)?.comfyClass)) path.forEach((one) => slotAt(one).show(run));
+    }
+
+    function slotAt(node) {
+        if (!slots.has(node)) slots.set(node, liveSlot(node, { app, host, onRemoved: () => slots.delete(node) }));
+        return slots.get(node);
     }
 
     async function load(place, signal) {
@@ -43,8 +53,8 @@ export function liveExtension({ app, api, words }) {
     async function listUnfinished() {
         const said = await api.fetchApi("/magi/unfinished");
         if (!said.ok) return toast("error", "unfinished.failed", { reason: `${said.status} ${said.statusText}` });
-        const { runs } = await said.json(), locale = app.extensionManager.setting.get("Comfy.Locale") ?? "en";
-        showUnfinished({ runs, t: words(), locale, urlOf: url, onOpen: open, onGoOn: goOn });
+        const { runs, damaged } = await said.json(), locale = app.extensionManager.setting.get("Comfy.Locale") ?? "en";
+        showUnfinished({ runs, damaged, t: words(), locale, urlOf: url, onOpen: open, onGoOn: goOn });
     }
 
     const open = (run) => app.loadGraphData(run.workflow, true, true, run.run);
@@ -75,23 +85,26 @@ export function liveExtension({ app, api, words }) {
                 category: ["MAGI", "Runs", "Preview"],
                 tooltip: "Every chunk is decoded while the next ones are made. Takes effect with the next run.",
                 type: "boolean",
+                sortOrder: 3,
                 defaultValue: true,
             },
             {
                 id: "MAGI.PreviewHeight",
-                name: "Height of the preview",
+                name: "Height of the preview (pixels)",
                 category: ["MAGI", "Runs", "PreviewHeight"],
-                tooltip: "In pixels, 64 to 720; small videos are not made larger. Takes effect with the next run.",
+                tooltip: "64 to 720; small videos are not made larger. Takes effect with the next run.",
                 type: "slider",
+                sortOrder: 2,
                 attrs: { min: 64, max: 720, step: 16 },
                 defaultValue: 256,
             },
             {
                 id: "MAGI.RunFolderLimit",
-                name: "Room for runs on disk",
+                name: "Room for runs on disk (GB)",
                 category: ["MAGI", "Runs", "RunFolderLimit"],
-                tooltip: "In gigabytes, in output/magi. When there are more, finished runs are removed, the oldest first; their videos and unfinished runs stay. 0: no limit.",
+                tooltip: "In output/magi. When there are more, finished runs are removed, the oldest first; their videos and unfinished runs stay. 0: no limit.",
                 type: "number",
+                sortOrder: 1,
                 attrs: { min: 0, max: 1000000, step: 1 },
                 defaultValue: 20,
             },
@@ -102,17 +115,15 @@ export function liveExtension({ app, api, words }) {
         ],
         menuCommands: [{ path: ["MAGI"], commands: ["Magi.Runs.Unfinished", "Magi.Runs.OpenVideo"] }],
 
-        nodeCreated(node) {
-            if (MAKERS.includes(node.comfyClass)) slots.set(node, liveSlot(node, { app, host, onRemoved: () => slots.delete(node) }));
-        },
         afterConfigureGraph: showAll,
         setup: feed.restore,
     };
 }
 
-/** The node that an id like 12, or 5:12 for one within a subgraph, means; null where there is none. */
-function nodeAt(graph, id) {
-    const [first, ...inner] = String(id).split(":");
-    const node = graph?.getNodeById(Number(first)) ?? null;
-    return node && inner.length ? nodeAt(node.subgraph, inner.join(":")) : node;
+/** The nodes that an id like 12, or 5:12 for one within a subgraph, leads through, it being the last; none where there is no such node. */
+function pathTo(graph, id) {
+    const [first, ...inner] = String(id).split(":"), node = graph?.getNodeById(Number(first));
+    if (!node || !inner.length) return node ? [node] : [];
+    const within = pathTo(node.subgraph, inner.join(":"));
+    return within.length ? [node, ...within] : [];
 }

@@ -7,6 +7,8 @@
 
 export const KINDS = ["magi.run", "magi.step", "magi.chunk"];
 
+const MOST_RUNS = 12; // as many as the server knows
+
 /** Whether a run still goes on. */
 export const isOpen = (run) => run.about.state === "running" || run.about.state === "paused";
 
@@ -17,6 +19,7 @@ export function heard(runs, kind, message) {
         if (known?.about.prompt_id !== message.prompt_id) {
             after.delete(message.run); // begins (again), and so is the newest
             after.set(message.run, { about: message, steps: null, chunks: new Map() });
+            if (after.size > MOST_RUNS) after.delete(after.keys().next().value);
         } else after.set(message.run, { ...known, about: message, ...(message.next < known.about.next ? takenBack(known, message.next) : {}) });
     } else if (!known) return runs;
     else if (kind === "magi.step") after.set(message.run, { ...known, steps: message });

@@ -9,6 +9,8 @@ import { finishedCount, flying, isOpen } from "./live_runs.js";
 import { placeAt, playClock, shotAt, spansOf, totalOf } from "./live_time.js";
 import { hueOf } from "./shot_colour.js";
 
+const MOST_PARTS = 60; // in the slider; more would be narrower than the lines between them
+
 /** The empty view: {root, ...parts}. Buttons carry what they do in `data-act`. */
 export function buildView(t) {
     const button = (act, sign) => make("button", { type: "button", class: "magi-button", "data-act": act, title: t(`live.${act}`), "aria-label": t(`live.${act}`), text: sign });
@@ -72,7 +74,7 @@ export function drawRun(view, run, t, urlOf) {
 
 /** The chunks as the slider shows them: shots beneath, what is not finished over them. */
 function drawMap({ shots, cells }, run) {
-    const { about } = run, total = totalOf(run) || 1, spans = spansOf(run);
+    const { about } = run, total = totalOf(run) || 1, parts = partsOf(run);
     const place = (element, { start, end }) => {
         element.style.left = `${(start / total) * 100}%`;
         element.style.width = `${((end - start) / total) * 100}%`;
@@ -82,14 +84,29 @@ function drawMap({ shots, cells }, run) {
         place(shots.children[index], shot);
         shots.children[index].style.setProperty("--hue", hueOf(index));
     });
-    const flights = new Map(flying(run).map((flight) => [flight.chunk, flight]));
-    fill(cells, spans.length, () => make("i"));
-    spans.forEach((span, number) => {
-        const cell = cells.children[number], flight = flights.get(span.index);
-        place(cell, span);
-        put(cell, "class", span.index < about.first + finishedCount(run) ? "magi-clean" : flight ? "magi-noisy" : "magi-future");
-        cell.style.setProperty("--noise", flight ? 1 - flight.step / flight.steps : 1);
+    fill(cells, parts.length, () => make("i"));
+    parts.forEach((part, number) => {
+        const cell = cells.children[number];
+        place(cell, part);
+        put(cell, "class", `magi-${part.look}`);
+        cell.style.setProperty("--noise", part.noise);
     });
+}
+
+/** The run from start to end as it is drawn, [{start, end, look, noise}]: every chunk, or, of a long run, neighbours that look alike as one. */
+function partsOf(run) {
+    const clean = run.about.first + finishedCount(run), flights = new Map(flying(run).map((flight) => [flight.chunk, flight]));
+    const parts = spansOf(run).map(({ index, start, end }) => {
+        const flight = flights.get(index), look = index < clean ? "clean" : flight ? "noisy" : "future";
+        return { start, end, look, noise: flight ? 1 - flight.step / flight.steps : 1 };
+    });
+    if (parts.length <= MOST_PARTS) return parts;
+    return parts.reduce((joined, part) => {
+        const before = joined.at(-1);
+        if (before?.look !== part.look || part.look === "noisy") joined.push(part);
+        else before.end = part.end;
+        return joined;
+    }, []);
 }
 
 function drawFlights(box, run, t) {

@@ -5,14 +5,17 @@
  */
 
 import { createLive } from "./live.js";
-import { chain, panThrough, passWheel, remount } from "./node_hooks.js";
+import { chain, keepWidget, panThrough, passWheel, remount } from "./node_hooks.js";
+
+const LEAST_WIDTH = 360; // a subgraph's box is narrower
 
 /**
  * A place for runs at a node: {show(run), run(), close()}. `host` has t, url, load and answer of `createLive`; `onRemoved()` is called when
  * the node is gone.
  */
 export function liveSlot(node, { app, host, onRemoved }) {
-    let live = null, widget = null, added = 0;
+    let live = null, widget = null, remove = null;
+    let added = [0, 0]; // to the node's size
     let closed = null; // the prompt whose view the artist closed
 
     function open() {
@@ -36,6 +39,7 @@ export function liveSlot(node, { app, host, onRemoved }) {
             getMinHeight: () => live.height(),
         });
         widget.serialize = false;
+        remove = keepWidget(node, widget);
         setTimeout(() => widget && remount(node, widget), 50);
         grow();
     }
@@ -43,24 +47,26 @@ export function liveSlot(node, { app, host, onRemoved }) {
     /** Give the node as much more room as the view needs now. */
     function grow() {
         if (!widget) return;
-        const wanted = live.height() + 8;
-        node.setSize([node.size[0], node.size[1] + wanted - added]);
-        added = wanted;
+        const [width, height] = without(node.size);
+        added = [Math.max(0, LEAST_WIDTH - width), live.height() + 8];
+        node.setSize([width + added[0], height + added[1]]);
         node.setDirtyCanvas(true, true);
     }
+
+    const without = ([width, height]) => [width - added[0], height - added[1]];
 
     function close() {
         if (!live) return;
         live.destroy();
-        node.removeWidget(widget);
-        node.setSize([node.size[0], node.size[1] - added]);
+        remove();
+        node.setSize(without(node.size));
         live = widget = null;
-        added = 0;
+        added = [0, 0];
         node.setDirtyCanvas(true, true);
     }
 
     chain(node, "onSerialize", (saved) => {
-        if (added) saved.size = [saved.size[0], saved.size[1] - added];
+        saved.size = without(saved.size);
     });
     chain(node, "onRemoved", () => {
         live?.destroy();

@@ -15,6 +15,31 @@ export function chain(owner, name, more) {
 /** Whether the classic canvas is shown, over which a widget's element lies; in Nodes 2.0 it is a part of the node. */
 export const isClassic = () => !globalThis.LiteGraph.vueNodesMode;
 
+/**
+ * Keep a widget that was just added until the answer is called. A subgraph's node makes its list of widgets anew out of what is inside:
+ * there it comes after those.
+ */
+export function keepWidget(node, widget) {
+    const { get, ...rest } = Object.getOwnPropertyDescriptor(node, "widgets");
+    if (!node.subgraph || !get) return () => node.removeWidget(widget);
+    const leaveOut = (list) => list.splice(0, list.length, ...list.filter((one) => one !== widget));
+    let kept = true;
+    leaveOut(get.call(node));
+    Object.defineProperty(node, "widgets", {
+        ...rest,
+        get() {
+            const own = get.call(node);
+            return !kept || own.includes(widget) ? own : [...own, widget];
+        },
+    });
+    return () => {
+        kept = false;
+        node.removeWidget(widget);
+        widget.onRemove?.();
+        leaveOut(node.widgets);
+    };
+}
+
 /** Show a widget or not, in both kinds of nodes. */
 export function hideWidget(node, widget, hidden) {
     widget.hidden = widget.options.hidden = hidden;
