@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from magi_core.training.objective import (
     Noised,
     Sample,
     add_noise,
+    draw_times,
     schedule_time,
     squared_errors,
     velocities,
@@ -91,6 +92,9 @@ class Batch:
     noised: Noised
 
 
+AnyBatch = TypeVar("AnyBatch", bound=Batch)
+
+
 def train_dit(config: DiTConfig, clips: ClipSet, folder: Path, settings: DiTSettings, device: str = "cpu") -> MagiDiT:
     """Train to the end of the schedule, going on from the state in ``folder`` if there is one; returns the averaged model.
 
@@ -112,8 +116,9 @@ def train_dit(config: DiTConfig, clips: ClipSet, folder: Path, settings: DiTSett
 
 def draw_batch(clips: ClipSet, name: str, count: int, mix: Mix, generator: torch.Generator) -> Batch:
     """``count`` noised sequences of the layout ``name``."""
-    sample = draw_sample(clips, LAYOUTS[name], count, mix, generator)
-    return Batch(name, LAYOUTS[name], sample, add_noise(sample, LAYOUTS[name], generator))
+    layout = LAYOUTS[name]
+    sample = draw_sample(clips, layout, count, mix, generator)
+    return Batch(name, layout, sample, add_noise(sample, layout, draw_times(layout, count, generator), generator))
 
 
 def run_steps(
@@ -121,8 +126,8 @@ def run_steps(
     folder: Path,
     settings: DiTSettings,
     device: str,
-    draw: Callable[[torch.Generator], Sequence[Batch]],
-    errors: Callable[[Batch], Tensor],
+    draw: Callable[[torch.Generator], Sequence[AnyBatch]],
+    errors: Callable[[AnyBatch], Tensor],
 ) -> None:
     """Train ``state`` to the end of the schedule; writes what ``train_dit`` says to ``folder``.
 
@@ -166,10 +171,15 @@ def start_dit(config: DiTConfig, folder: Path, settings: DiTSettings, device: st
     model = MagiDiT(config, attend=attend_products)
     initialise(model)
     state = start_state(model.to(device), optimizers(model, settings))
+    resume(state, folder)
+    return state
+
+
+def resume(state: TrainingState, folder: Path) -> None:
+    """Fill ``state`` with the one in ``folder`` if there is one."""
     if (folder / STATE_FILE).exists():
         load_state(state, folder / STATE_FILE)
         log.info("dit: going on from step %d", state.step)
-    return state
 
 
 def initialise(model: MagiDiT) -> None:
@@ -196,8 +206,8 @@ def optimizers(model: MagiDiT, settings: DiTSettings) -> dict[str, torch.optim.O
 
 def train_step(
     state: TrainingState,
-    batches: Sequence[Batch],
-    errors: Callable[[Batch], Tensor],
+    batches: Sequence[AnyBatch],
+    errors: Callable[[AnyBatch], Tensor],
     settings: DiTSettings,
     device: str,
     history: Losses,
@@ -207,7 +217,7 @@ def train_step(
     frames = sum(float(batch.noised.weight.sum()) for batch in batches)
     parameters = list(state.model.parameters())
 
-    def gradients(batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def gradients(batch: AnyBatch) -> tuple[Tensor, tuple[Tensor, ...]]:
         with torch.autocast(device, torch.bfloat16):
             squared = errors(batch)
         return squared.detach().cpu(), torch.autograd.grad(squared.sum() / frames, parameters)

@@ -108,11 +108,10 @@ def draw_times(layout: Layout, count: int, generator: torch.Generator) -> Tensor
     return torch.where(torch.tensor(layout.clean), CLEAN_T, schedule_time(position))
 
 
-def add_noise(sample: Sample, layout: Layout, generator: torch.Generator) -> Noised:
-    """Noise every chunk to a time drawn for it, paste the given frames, and state the target."""
+def add_noise(sample: Sample, layout: Layout, t: Tensor, generator: torch.Generator) -> Noised:
+    """Noise every chunk to its time t [N, D], but for clean chunks, paste the given frames, and state the target."""
     count, _, frames, _, _ = sample.latents.shape
     chunks = len(layout.places)
-    t = draw_times(layout, count, generator)
     clean = torch.tensor(layout.clean)
     leaked = 1 - CLEAN_NOISE * torch.rand(count, chunks, generator=generator)
     noise = torch.randn(sample.latents.shape, generator=generator)

@@ -59,7 +59,7 @@ def errors(model: MagiDiT, layout: Layout, sample: Sample, noised: Noised) -> to
 def draw(name: str, count: int = 4, mix: Mix = Mix()) -> tuple[Sample, Noised]:
     generator = torch.Generator().manual_seed(3)
     sample = draw_sample(random_clips(), LAYOUTS[name], count, mix, generator)
-    return sample, add_noise(sample, LAYOUTS[name], generator)
+    return sample, add_noise(sample, LAYOUTS[name], draw_times(LAYOUTS[name], count, generator), generator)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
