@@ -10,10 +10,8 @@ Notable:
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,8 +27,8 @@ from magi_core.config import DiTConfig
 from magi_core.errors import MagiError
 from magi_core.model import MagiDiT
 from magi_core.training.checkpoint import TrainingState, load_state, save_state, start_state
-from magi_core.training.curve import draw_curve
 from magi_core.training.dataset import ClipSet, Mix, draw_sample
+from magi_core.training.losses import Losses
 from magi_core.training.objective import (
     LAYOUTS,
     Layout,
@@ -38,7 +36,6 @@ from magi_core.training.objective import (
     Sample,
     add_noise,
     draw_times,
-    schedule_time,
     squared_errors,
     velocities,
 )
@@ -242,52 +239,6 @@ def averaged_model(state: TrainingState, config: DiTConfig) -> MagiDiT:
     model = MagiDiT(config)
     model.load_state_dict(state.ema)
     return model.eval().requires_grad_(False)
-
-
-class Losses:
-    """The mean squared error by situation and by quarter of the sampler's schedule, gathered between two lines of the log.
-
-    Lines of an older run after the step from which this one goes on are removed.
-    """
-
-    def __init__(self, path: Path, step: int) -> None:
-        self.path = path
-        self.lines = [line for line in _read_lines(path) if line["step"] <= step]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
-        self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2))
-        self._quarters = schedule_time(torch.tensor([0.25, 0.5, 0.75]))
-
-    def add(self, name: str, errors: Tensor, weight: Tensor, t: Tensor) -> None:
-        """Add a batch: errors [N, D] as ``squared_errors`` gives them, weight [N, 1, T, 1, 1], t [N, D]."""
-        frames = weight.reshape(*errors.shape, -1).sum(2)
-        pairs = torch.stack([errors, frames], dim=-1)
-        self._sums["loss"] += pairs.sum((0, 1))
-        self._sums[name] += pairs.sum((0, 1))
-        for quarter in range(4):
-            self._sums[f"quarter {quarter + 1}"] += pairs[torch.bucketize(t, self._quarters) == quarter].sum(0)
-
-    def write(self, step: int, seconds: float) -> None:
-        """Append one line for everything added since the last."""
-        means = {name: round(float(e / frames), 5) for name, (e, frames) in self._sums.items() if frames > 0}
-        line = {"step": step, "seconds": round(seconds, 1)} | means
-        self.lines.append(line)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        log.info("dit: %s", " ".join(f"{k} {v:g}" for k, v in line.items()))
-        self._sums.clear()
-
-    def draw(self, path: Path) -> None:
-        """Draw everything logged so far."""
-        names = dict.fromkeys(name for line in self.lines for name in line if name not in ("step", "seconds"))
-        series = {name: [(line["step"], line[name]) for line in self.lines if name in line] for name in names}
-        draw_curve(path, "magi-nano DiT: velocity error by training step", series)
-
-
-def _read_lines(path: Path) -> list[dict[str, float]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _progress(state: TrainingState, settings: DiTSettings) -> float:
