@@ -1,7 +1,8 @@
 """Training states on disk: one safetensors file with everything a run needs to go on to the same bits.
 
 Tensors are named ``model.<weight>``, ``ema.<weight>`` and ``<optimiser>.<field>.<weight>``; the counters stand as JSON in the file's
-metadata. The file is replaced whole or not at all, so a run that is killed goes on from its last state.
+metadata. The file is replaced whole or not at all, so a run that is killed goes on from its last state. It holds whole tensors, also of
+weights that lie in shards on several devices: another number of devices can go on with it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from magi_core.errors import MagiError
 from magi_core.files import atomic_write
@@ -42,8 +44,14 @@ def start_state(model: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer
     return TrainingState(model, {name: p.detach().clone() for name, p in model.named_parameters()}, optimizers)
 
 
-def save_state(state: TrainingState, path: Path) -> None:
-    """Write the state to ``path``, replacing an older one atomically."""
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU, contiguous; those in shards are gathered, so all processes must call it with the same names."""
+    gathered = ((name, t.full_tensor() if isinstance(t, DTensor) else t) for name, t in tensors.items())
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in gathered}
+
+
+def save_state(state: TrainingState, path: Path, *, write: bool = True) -> None:
+    """Write the state to ``path``, replacing an older one atomically. Of several processes all call it and one has ``write``."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in state.model.named_parameters()}
     tensors = {f"model.{name}": parameter.detach() for parameter, name in names.items()}
     tensors |= {f"ema.{name}": value for name, value in state.ema.items()}
@@ -51,8 +59,10 @@ def save_state(state: TrainingState, path: Path) -> None:
         for parameter, fields in optimizer.state.items():
             tensors |= {f"{kind}.{field}.{names[parameter]}": value for field, value in fields.items()}
     counters = json.dumps({"step": state.step, "seconds": state.seconds})
-    with atomic_write(path) as temporary:
-        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary, {"counters": counters})
+    gathered = whole(tensors)
+    if write:
+        with atomic_write(path) as temporary:
+            save_file(gathered, temporary, {"counters": counters})
 
 
 def load_state(state: TrainingState, path: Path) -> None:
@@ -69,15 +79,22 @@ def load_state(state: TrainingState, path: Path) -> None:
                 f"the training state {path} is of another network: it does not fit {name}. Choose another folder"
             )
         with torch.no_grad():
-            parameter.copy_(tensors[f"model.{name}"])
-            state.ema[name].copy_(tensors[f"ema.{name}"])
+            parameter.copy_(_placed(tensors[f"model.{name}"], parameter))
+            state.ema[name].copy_(_placed(tensors[f"ema.{name}"], parameter))
     for kind, optimizer in state.optimizers.items():
         for parameter, name in _owned(state.model, optimizer):
             fields = {key.split(".")[1]: value for key, value in tensors.items() if _is_field(key, kind, name)}
             if fields:
-                moments = {k: v.to(parameter.device) if v.ndim else v for k, v in fields.items()}
+                moments = {k: _placed(v, parameter) if v.ndim else v for k, v in fields.items()}
                 optimizer.state[parameter] = moments
     state.step, state.seconds = counters["step"], counters["seconds"]
+
+
+def _placed(tensor: Tensor, like: Tensor) -> Tensor:
+    """On the device of ``like``, and in shards where that is; every process takes its own from what it has read."""
+    if isinstance(like, DTensor):
+        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return tensor.to(like.device)
 
 
 def _owned(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[nn.Parameter, str]]:
