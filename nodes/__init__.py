@@ -14,13 +14,13 @@ async def comfy_entrypoint() -> Any:
     from comfy_api.latest import ComfyExtension
     from server import PromptServer
 
-    from . import denoise, devices, extension, filming, host, loaders, routes, sessions, storyboard, video
+    from . import denoise, devices, extension, filming, host, loaders, lora, routes, sessions, storyboard, video
 
     class MagiExtension(ComfyExtension):  # type: ignore[misc]
         async def get_node_list(self) -> list[type]:
             return [
                 node
-                for part in (loaders, devices, storyboard, denoise, extension, sessions, video)
+                for part in (loaders, lora, devices, storyboard, denoise, extension, sessions, video)
                 for node in part.NODES
             ]
 

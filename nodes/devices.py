@@ -17,7 +17,7 @@ from magi_core.parallel.predict import Way
 
 from . import inputs, values
 from .model import SharedModel
-from .running import model_of, unpatched
+from .running import LORAS, loras_of, model_of, unpatched
 from .sockets import CATEGORY
 from .workers import Workers
 
@@ -46,12 +46,15 @@ def shared(model: ModelPatcher, devices: list[str], way: Way) -> ModelPatcher:
     unpatched(model)
     own = model_of(model)
     place = "streamed" if own.weights == "streamed" else "resident"
-    workers = Workers(FromFiles(own.files, own.config.dit.params_dtype, own.attention, place, own.fp8), devices, way)
+    loras = loras_of(model)
+    build = FromFiles(own.files, own.config.dit.params_dtype, own.attention, place, own.fp8, loras)
+    workers = Workers(build, devices, way)
     held = SharedModel(own, workers)
     weakref.finalize(held, workers.close)
     made = SharedPatcher(
         held, torch.device(devices[0]), management.unet_offload_device(), size=max(1, model.model_size())
     )
+    made.model_options[LORAS] = loras
     # ComfyUI also detaches, in part, what it is about to load once more.
     made.add_callback(CallbacksMP.ON_DETACH, lambda _, wholly: workers.close() if wholly else None)
     return made

@@ -30,7 +30,7 @@ from . import host, inputs, memory, sockets, values
 from .kept import NEWEST, Place, run_name
 from .live import Studio, Words, Work
 from .making import PATCH
-from .running import lighter, load, model_of
+from .running import lighter, load, loras_of, model_of, with_loras
 from .runs import About, KeptStrip, Runs
 from .settings import Settings, read_settings
 from .strips import write_strip
@@ -79,6 +79,7 @@ def made(request: Request, build: Callable[[], Making]) -> io.NodeOutput:
         "finish": request.drain,
         "fp8": held.fp8,
         "attention": held.attention,
+        "loras": [(lora.digest, lora.strength) for lora in loras_of(request.model)],
         "patches": str(request.model.patches_uuid) if request.model.patches else "",
         "vae": "" if request.vae is None else request.vae.fingerprint(),
     }
@@ -119,7 +120,7 @@ def made(request: Request, build: Callable[[], Making]) -> io.NodeOutput:
     told = RUNS.begin(about)
     studio = _studio(request, settings)
     work = Work(run, place, making, told, studio, plans, leading, before, about.warning)
-    with memory.out_of_memory(lambda: lighter(request.use)):
+    with memory.out_of_memory(lambda: lighter(request.use)), with_loras(request.model):
         work.make()
     if held.workers is not None:
         held.workers.give_back(work.making.session)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Literal
 
 import torch
@@ -21,8 +22,12 @@ Weights = Literal["auto", "resident", "streamed"]
 
 
 class MagiModel(nn.Module):
-    """The module that ComfyUI's ModelPatcher moves. ``fp8``: it was quantised on load. ``attention``: what its kernel was chosen by."""
+    """The module that ComfyUI's ModelPatcher moves. ``fp8``: it was quantised on load. ``attention``: what its kernel was chosen by.
 
+    The transformer has the name under which ComfyUI's own LoRA loaders look for weights, and ``model_config`` is what they ask besides.
+    """
+
+    model_config = SimpleNamespace(unet_config={})
     workers: Workers | None = None
     """Who runs it; None: this process."""
 
@@ -42,7 +47,11 @@ class MagiModel(nn.Module):
         self.device: torch.device | None = None  # where ComfyUI notes it
 
     def _hold(self, dit: MagiDiT) -> None:
-        self.dit = dit
+        self.diffusion_model = dit
+
+    @property
+    def dit(self) -> MagiDiT:
+        return self.diffusion_model
 
     @property
     def config(self) -> MagiConfig:
@@ -69,7 +78,7 @@ class SharedModel(MagiModel):
         self.workers = workers
 
     def _hold(self, dit: MagiDiT) -> None:
-        object.__setattr__(self, "dit", dit)  # past torch, for which it would be a part of this module
+        object.__setattr__(self, "diffusion_model", dit)  # past torch, for which it would be a part of this module
 
 
 def placed(weights: Weights, use: Use, device_bytes: int) -> Weights:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,11 +13,16 @@ from comfy.model_patcher import ModelPatcher
 from magi_core.config import Sampling
 from magi_core.cost.memory import MemoryPlan, Use, plan_memory, proposals, refusal
 from magi_core.errors import MagiError
+from magi_core.lora import Lora, add, read
+from magi_core.model.fp8 import EightBit
 
 from . import memory
 from .making import Encode
 from .model import MagiModel
 from .vae import MagiVAE
+
+LORAS = "magi_loras"
+"""Where a MODEL's options say which LoRAs it uses: its clones share the weights, which are left as they are."""
 
 
 def model_of(model: ModelPatcher) -> MagiModel:
@@ -25,12 +33,39 @@ def model_of(model: ModelPatcher) -> MagiModel:
     return held
 
 
+def loras_of(model: ModelPatcher) -> tuple[Lora, ...]:
+    """The LoRAs that a MODEL uses, the first one first."""
+    loras: tuple[Lora, ...] = model.model_options.get(LORAS, ())
+    return loras
+
+
+@contextmanager
+def with_loras(model: ModelPatcher) -> Iterator[None]:
+    """Within, a MODEL's transformer uses its LoRAs. Workers use those that they were started with."""
+    held = model_of(model)
+    if held.workers is not None:
+        yield
+        return
+    remove = add(held.dit, read(loras_of(model), held.config.dit))
+    try:
+        yield
+    finally:
+        remove()
+
+
 def unpatched(model: ModelPatcher) -> None:
     """Raise MagiError where a model that workers read from its file was changed in this process."""
     if model.patches:
         raise MagiError(
-            "the model was changed (by a LoRA, say), which the workers of 'MAGI Devices' do not get; disconnect one of the two"
+            "the model was changed in a way that the workers of 'MAGI Devices' do not get; disconnect one of the two. "
+            "Of LoRAs, use those of 'MAGI LoRA'"
         )
+
+
+def patched_in_8_bits(model: ModelPatcher) -> None:
+    """Raise MagiError where ComfyUI is to change weights that it cannot read: those in 8 bits, whose scale lies beside them."""
+    if any(isinstance(model_of(model).get_submodule(key.rpartition(".")[0]), EightBit) for key in model.patches):
+        raise MagiError("this loader of LoRAs cannot change weights in fp8; use 'MAGI LoRA' in its place")
 
 
 def encoder_of(vae: MagiVAE | None, scale_factor: float, fit: Any) -> Encode | None:
@@ -55,7 +90,10 @@ def clip_latents(frames: Any, size: tuple[int, int], encode: Encode | None) -> t
 def use_of(model: ModelPatcher, sampling: Sampling, height: int, width: int) -> Use:
     """A video of a size in pixels to be made with a model. Raises MagiError where it cannot fit the device, with settings that would."""
     held = model_of(model)
+    patched_in_8_bits(model)
+    adapters = sum(adapter.parameters for adapter, _ in read(loras_of(model), held.config.dit))
     use = held.use(height, width, sampling, gpu=model.load_device.type != "cpu")
+    use = replace(use, beside=adapters * held.config.dit.params_dtype.itemsize)
     if held.workers is not None:
         unpatched(model)
         free = memory.smallest(held.workers.devices)
@@ -71,7 +109,7 @@ def load(model: ModelPatcher, use: Use, vae: MagiVAE | None = None) -> bool:
     held = model_of(model)
     before = held.dit.null_caption.device
     beside = [] if vae is None or vae.patcher is None else [vae.patcher]
-    working = plan_memory(use).working + (0 if vae is None else vae.working_bytes(use.height, use.width))
+    working = plan_memory(use).working + use.beside + (0 if vae is None else vae.working_bytes(use.height, use.width))
     with memory.out_of_memory(lambda: lighter(use)):
         memory.on_device(model, *beside, working_bytes=working, whole=held.weights != "auto")
     return held.dit.null_caption.device != before

@@ -15,7 +15,7 @@ from tests.comfy.server import ROOT, Prompt, Run, Server
 NODES = {
     *("MagiLoadModel", "MagiLoadTextEncoder", "MagiLoadVAE", "MagiShot", "MagiStoryboard", "MagiKeyframe", "MagiPlan"),
     *("MagiEncodeStoryboard", "MagiChunkDenoise", "MagiExtendVideo", "MagiDecodeVideo", "MagiSaveSession"),
-    *("MagiLoadSession", "MagiVideo", "MagiDevices"),
+    *("MagiLoadSession", "MagiVideo", "MagiDevices", "MagiLora"),
 }
 FOUR = "4s: a yellow triangle moves right"
 """As many chunks as the window is wide: an extension goes on in flight."""
