@@ -36,6 +36,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     resume.add_argument(
         "-o", "--output", type=Path, help=".mp4, .webm, or a folder for PNGs (default: as it was begun)"
     )
+    resume.add_argument(
+        "--devices", metavar="0,1", help="let these devices go on with the video together (default: as it was begun)"
+    )
     resume.add_argument("--quiet", action="store_true", help="no progress on the terminal")
     resume.set_defaults(run=run_resume)
 
@@ -101,7 +104,10 @@ def run_resume(arguments: argparse.Namespace) -> int:
     output = arguments.output or Path(settings["output"])
     check_target(output)
     loras = [Lora.of_document(document) for document in settings.get("lora", [])]
-    asked = argparse.Namespace(text_cache=None, lora=loras, **{name: settings[name] for name in OPTIONS})
+    options = {name: settings[name] for name in OPTIONS}
+    if arguments.devices is not None:
+        options["devices"] = arguments.devices
+    asked = argparse.Namespace(text_cache=None, lora=loras, **options)
     magi = open_asked(asked)
     making = run.load(magi.dit)
     with shared(asked, magi, making):

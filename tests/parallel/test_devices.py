@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,36 @@ import pytest
 
 from magi_core.cli import main
 from magi_core.errors import MagiError
+from magi_core.making import Making
+from magi_core.parallel import Engine, Strategy, start
 from magi_core.parallel.devices import parse_devices
+from magi_core.parallel.worker import Build
 from magi_core.video import read_video
 
 
-def test_the_same_video_by_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_video_by_two_processes_broken_off_and_finished_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["generate", "--prompt", "a red circle", "--seconds", "1", "--steps", "4", "--quiet", "--seed", "1"]
     assert main([*words, "-o", "one.mp4"]) == 0
-    assert main([*words, "--devices", "cpu,cpu", "-o", "two.mp4"]) == 0
+    step, steps, started = Making.step, iter(range(2)), []
+
+    def interrupted(self: Making, deliver: object, *, drain: bool = True) -> object:
+        if next(steps, None) is None:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, deliver, drain=drain)
+
+    def watched(build: Build, devices: list[str], strategy: Strategy) -> Engine:
+        started.append(devices)
+        return start(build, devices, strategy)
+
+    monkeypatch.setattr("magi_core.cli.devices.start", watched)
+    with monkeypatch.context() as patch:
+        patch.setattr(Making, "step", interrupted)
+        assert main([*words, "--devices", "cpu,cpu", "-o", "two.mp4"]) == 130
+    assert main(["resume", "two.run", "--devices", "cpu", "--quiet"]) == 0
+    assert started == [["cpu", "cpu"], ["cpu"]]
     one, two = (read_video(Path(name)).astype(int) for name in ("one.mp4", "two.mp4"))
     assert np.abs(one - two).max() <= 1
 
