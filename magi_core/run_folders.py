@@ -16,13 +16,21 @@ MOST_BYTES = 1 << 60
 
 def runs(folder: Path) -> list[Run]:
     """The runs right below a folder, the one that changed last first; damaged ones are logged and left out."""
-    found = []
-    for about in Path(folder).glob(f"*/{ABOUT}"):
+    found, damaged = look_through(folder)
+    for error in damaged.values():
+        log.warning("%s", error)
+    return found
+
+
+def look_through(folder: Path) -> tuple[list[Run], dict[Path, MagiError]]:
+    """The runs right below a folder, the one that changed last first, and the folders of those that cannot be read, with the reason."""
+    found, damaged = [], {}
+    for about in sorted(Path(folder).glob(f"*/{ABOUT}")):
         try:
             found.append(Run.open(about.parent))
         except MagiError as error:
-            log.warning("%s", error)
-    return sorted(found, key=lambda run: run.changed, reverse=True)
+            damaged[about.parent] = error
+    return sorted(found, key=lambda run: run.changed, reverse=True), damaged
 
 
 def prune(folder: Path, max_bytes: int) -> list[Path]:

@@ -11,10 +11,11 @@ from typing import Any
 
 async def comfy_entrypoint() -> Any:
     """What ComfyUI calls once: the extension that lists our nodes."""
+    from comfy.cli_args import args
     from comfy_api.latest import ComfyExtension
     from server import PromptServer
 
-    from . import denoise, devices, extension, filming, host, loaders, lora, routes, sessions, storyboard, video
+    from . import denoise, devices, extension, filming, host, loaders, lora, routes, sessions, settings, storyboard, video
 
     class MagiExtension(ComfyExtension):  # type: ignore[misc]
         async def get_node_list(self) -> list[type]:
@@ -24,6 +25,12 @@ async def comfy_entrypoint() -> Any:
                 for node in part.NODES
             ]
 
-    routes.add_routes(PromptServer.instance.routes, filming.RUNS, filming.run_folder)
+    server = PromptServer.instance
+    routes.add_routes(server.routes, filming.RUNS, filming.run_folder)
+    if args.multi_user:
+        of_user = server.user_manager.get_request_user_filepath
+        server.app.middlewares.append(
+            filming.USERS.watch(lambda request: of_user(request, settings.SETTINGS, create_dir=False))
+        )
     host.add_model_folder()  # here and not in on_load, which ComfyUI of 2025 does not call
     return MagiExtension()

@@ -32,14 +32,16 @@ from .live import Studio, Words, Work
 from .making import PATCH
 from .running import lighter, load, loras_of, model_of, with_loras
 from .runs import About, KeptStrip, Runs
-from .settings import Settings, read_settings
+from .settings import SETTINGS, Settings, read_settings
 from .strips import write_strip
 from .timeline import leading_frames, timeline
+from .users import Users
 from .vae import MagiVAE
 
 log = logging.getLogger(__name__)
 
 RUNS = Runs(lambda name, content: PromptServer.instance.send_sync(name, content))
+USERS = Users()
 """Of this server. Nodes and routes are called by ComfyUI and share nothing else."""
 
 
@@ -211,7 +213,8 @@ def _session(making: Making) -> sockets.SessionFile | sockets.HeldSession:
 
 
 def _settings() -> Settings:
-    return read_settings(Path(folder_paths.get_user_directory()) / "default" / "comfy.settings.json")
+    own = Path(folder_paths.get_user_directory()) / "default" / SETTINGS
+    return read_settings(USERS.settings_file(PromptServer.instance.client_id, own))
 
 
 def _metadata(hidden: Any) -> dict[str, str]:

@@ -13,8 +13,9 @@ from aiohttp import web
 
 from magi_core.errors import MagiError
 from magi_core.keeping import VIDEO, Run
-from magi_core.run_folders import runs
+from magi_core.run_folders import look_through
 
+from .inputs import GO_ON
 from .kept import NEWEST, newest_session, place_of
 from .runs import NotWaiting, Runs
 
@@ -34,7 +35,7 @@ def add_routes(routes: web.RouteTableDef, known: Runs, folder: Callable[[], Path
     @routes.get("/magi/unfinished")
     async def all_unfinished(request: web.Request) -> web.Response:
         busy = {told.about.run for told in known.all() if told.about.state in GOING_ON}
-        return web.json_response({"runs": await asyncio.to_thread(unfinished, folder(), busy)})
+        return web.json_response(await asyncio.to_thread(unfinished, folder(), busy))
 
     @routes.post("/magi/runs/{run}/review")
     async def review(request: web.Request) -> web.Response:
@@ -50,10 +51,11 @@ def add_routes(routes: web.RouteTableDef, known: Runs, folder: Callable[[], Path
         return web.json_response({"run": told.about.run, "state": "running"})
 
 
-def unfinished(folder: Path, busy: set[str]) -> list[dict[str, Any]]:
-    """The newest take of each run below a folder that can go on, the newest run first; without those that are ``busy``."""
+def unfinished(folder: Path, busy: set[str]) -> dict[str, list[dict[str, Any]]]:
+    """The newest take of each run below a folder that can go on, the newest run first, without those that are ``busy``; and what is damaged."""
     found: list[dict[str, Any]] = []
-    for run in runs(folder):
+    whole, damaged = look_through(folder)
+    for run in whole:
         place = place_of(run.folder)
         if place is None or place.name in busy or place.takes()[0].take != place.take or run.finished:
             continue
@@ -63,22 +65,45 @@ def unfinished(folder: Path, busy: set[str]) -> list[dict[str, Any]]:
             log.warning("the run in %s is left out: %s", run.folder, error)
         if len(found) == MOST_UNFINISHED:
             break
-    return found
+    broken = [
+        {"folder": _shown(path), "reason": str(error), "video": _file(path)}
+        for path, error in list(damaged.items())[:MOST_UNFINISHED]
+    ]
+    return {"runs": found, "damaged": broken}
 
 
 def _described(run: Run) -> dict[str, Any]:
-    subfolder = f"{run.folder.parent.name}/{run.folder.name}"
     return {
-        "folder": subfolder,
+        "folder": _shown(run.folder),
         "shots": run.asked.settings.get("shots", []),
         "done": run.done,
         "chunks": run.end - run.first,
         "changed": run.changed,
         "bytes": run.nbytes,
-        "video": {"filename": VIDEO, "subfolder": subfolder, "type": "output"} if run.video.exists() else None,
-        "session": f"{subfolder}/{NEWEST} [output]" if newest_session(run.folder) else None,
-        "prompt": _json(run.asked.metadata.get("prompt")),
+        "video": _file(run.folder),
+        "session": f"{_shown(run.folder)}/{NEWEST} [output]" if newest_session(run.folder) else None,
+        "prompt": _going_on(_json(run.asked.metadata.get("prompt"))),
         "workflow": _json(run.asked.metadata.get("workflow")),
+    }
+
+
+def _shown(run: Path) -> str:
+    """A run's folder as the page names it, in ComfyUI's output folder."""
+    return f"{run.parent.name}/{run.name}"
+
+
+def _file(run: Path) -> dict[str, str] | None:
+    """How the page asks for a run's video; None where there is none."""
+    return {"filename": VIDEO, "subfolder": _shown(run), "type": "output"} if (run / VIDEO).exists() else None
+
+
+def _going_on(prompt: Any) -> Any:
+    """The prompt that finishes a run, though it was begun with 'start over'."""
+    if not isinstance(prompt, dict):
+        return None
+    return {
+        number: {**node, "inputs": {**node["inputs"], "on_repeat": GO_ON}} if "on_repeat" in node["inputs"] else node
+        for number, node in prompt.items()
     }
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
+SETTINGS = "comfy.settings.json"
+"""In a user's folder."""
 PREVIEW, PREVIEW_HEIGHT, RUN_FOLDER_LIMIT = "MAGI.Preview", "MAGI.PreviewHeight", "MAGI.RunFolderLimit"
 LOWEST, HIGHEST = 64, 720
 MOST_GIGABYTES = 1_000_000

@@ -111,7 +111,7 @@ export function liveExtension({ app, api, words }) {
         ],
         commands: [
             { id: "Magi.Runs.Unfinished", label: "MAGI: unfinished runs", icon: "pi pi-history", function: listUnfinished },
-            { id: "Magi.Runs.OpenVideo", label: "MAGI: open the run's video", icon: "pi pi-video", function: openVideo },
+            { id: "Magi.Runs.OpenVideo", label: "MAGI: open the run video", icon: "pi pi-video", function: openVideo },
         ],
         menuCommands: [{ path: ["MAGI"], commands: ["Magi.Runs.Unfinished", "Magi.Runs.OpenVideo"] }],
 

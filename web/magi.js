@@ -52,7 +52,7 @@ app.registerExtension({
     commands: [
         {
             id: "Magi.Timeline.Switch",
-            label: "Switch storyboards between timeline and text",
+            label: "MAGI: switch storyboards between timeline and text",
             icon: "pi pi-images",
             function() {
                 const chosen = Object.values(app.canvas.selected_nodes ?? {}).filter((node) => timelines.has(node));

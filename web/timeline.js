@@ -21,7 +21,7 @@ import { showProblem } from "./timeline_problem.js";
 /**
  * `host`: text(), setText(text), isLinked(), onMode(), passWheel(event), images (input_images.js), t (strings.js).
  * `opened`: how it is shown at first, {mode: "Timeline" or "Text"}.
- * Returns {element, mode(), setMode(mode), refresh(), resume(memory), destroy()}; `destroy` gives the memory that a new timeline of
+ * Returns {element, mode(), isRight(), setMode(mode), refresh(), resume(memory), destroy()}; `destroy` gives the memory that a new timeline of
  * the same node may resume.
  */
 export function createTimeline(host, opened) {
@@ -43,6 +43,7 @@ export function createTimeline(host, opened) {
         const usable = state.mode === "Timeline" && !linked && !state.error;
         view.body.hidden = !usable;
         view.root.classList.toggle("magi-idle", !usable);
+        view.root.classList.toggle("magi-bar", state.mode === "Text" || linked);
         showProblem(view, { linked, error: state.error, text, mode: state.mode, t });
         if (state.document && !linked) draw();
     }
@@ -257,6 +258,8 @@ export function createTimeline(host, opened) {
     return {
         element: view.root,
         mode: () => state.mode,
+        /** Whether the text is a storyboard. */
+        isRight: () => !state.error,
         setMode,
         refresh,
         /** Go on as an earlier timeline of the same node looked: at once, but scroll and focus when it is on the page. */

@@ -10,9 +10,10 @@
 import { chain, hideWidget, panThrough, passWheel, remount } from "./node_hooks.js";
 import { createTimeline } from "./timeline.js";
 
-const LEAST_HEIGHT = { Timeline: 240, Text: 92 };
+const NARROW = 460; // a narrower node has its tools in two rows
+const LEAST_HEIGHT = { wide: 244, narrow: 280 };
+const BAR_HEIGHT = { right: 68, wrong: 110 }; // below the text
 const ROOM = [620, 340]; // of a new node
-const NOTHING = { minHeight: 0, maxHeight: 0, minWidth: 0 };
 
 /** Add a timeline for the widget `text` to `node`. `memory` is {keep(place, state), take(place)} for what was looked at. */
 export function attachTimeline(node, text, { app, t, images, mode, memory }) {
@@ -41,22 +42,29 @@ export function attachTimeline(node, text, { app, t, images, mode, memory }) {
         serialize: false,
         hideOnZoom: false,
         margin: 6,
-        getMinHeight: () => LEAST_HEIGHT[timeline.mode()],
-        getMaxHeight: () => (timeline.mode() === "Text" ? LEAST_HEIGHT.Text : undefined),
+        getMinHeight: () => LEAST_HEIGHT[node.size[0] < NARROW ? "narrow" : "wide"],
     });
     widget.serialize = false;
     node.setSize([Math.max(node.size[0], ROOM[0]), Math.max(node.size[1], ROOM[1])]);
     showText();
 
+    /** The text has the room that the node has; below it the timeline is a bar of one row. */
     function showText() {
-        hideWidget(node, text, timeline.mode() !== "Text" && !isLinked());
+        const shown = timeline.mode() === "Text" || isLinked();
+        widget.computeSize = shown ? (width) => [width, BAR_HEIGHT[timeline.isRight() ? "right" : "wrong"]] : undefined;
+        if (shown) widget.computeLayoutSize = undefined; // else both kinds of nodes would make the bar grow
+        else delete widget.computeLayoutSize;
+        hideWidget(node, text, !shown);
     }
     function follow() {
         showText();
         timeline.refresh();
     }
 
-    chain(text, "callback", timeline.refresh);
+    chain(text, "callback", () => {
+        timeline.refresh();
+        node.setDirtyCanvas(true, true); // the bar may have another height
+    });
     chain(node, "onConnectionsChange", follow);
     chain(node, "onConfigure", () => {
         place = placeOf(node);

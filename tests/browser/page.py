@@ -86,12 +86,14 @@ def find_chromium() -> Path | str:
 class ComfyPage:
     """A tab with ComfyUI's page, and what was logged in it. ``tab`` is Playwright's page, for everything not here."""
 
-    def __init__(self, browser: Browser, server: Server, nodes_2: bool = False) -> None:
+    def __init__(self, browser: Browser, server: Server, nodes_2: bool = False, user: str = "") -> None:
         self.server = server
         self.errors: list[str] = []
         server.post("settings", {**QUIET, NODES_2: nodes_2})
         self._context = browser.new_context(viewport={"width": 1600, "height": 1000})
         self._context.route("**/*", self._stay_here)
+        if user:  # of a ComfyUI with several
+            self._context.add_init_script(f"localStorage['Comfy.userId'] = localStorage['Comfy.userName'] = '{user}'")
         self.tab = self._context.new_page()
         self.tab.set_default_timeout(SECONDS * 1000)
         self.tab.on("console", self._on_console)

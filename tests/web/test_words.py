@@ -40,7 +40,7 @@ def test_chinese_says_all_that_english_says() -> None:
 
 
 def test_every_word_is_known_and_used() -> None:
-    known = {key.removeprefix("main.magi.") for key in words("en") if key.startswith("main.")}
+    known = {key.removeprefix("main.magi.") for key in words("en") if key.startswith("main.magi.")}
     code = "\n".join(path.read_text("utf-8") for path in SCRIPTS)
     said = set(re.findall(r'"((?:timeline|places|live|unfinished)\.\w+)"', code))
     said |= {f"errors.{key}" for key in re.findall(r'(?:StoryboardError|fail)\("(\w+)"', code)}
