@@ -44,6 +44,7 @@ def prepare(base: Path) -> None:
     (wrong / "config.json").write_text(json.dumps(config))
     texts = base / "models" / "text_encoders"
     write_t5(tiny_t5(128), texts / "tiny_t5xxl.safetensors")
+    write_t5(tiny_t5(128), texts / "tiny_t5xxl_fp8_scaled.safetensors", scaled=True)
     write_t5(tiny_t5(64), texts / "narrow_t5xxl.safetensors")
     write_t5(tiny_t5(64, old=True), texts / "old_t5xxl.safetensors")
     (base / "custom_nodes").mkdir()

@@ -25,7 +25,9 @@ def load_tiny(state_dicts, *args, model_options=None, **options):
         rows, width = weights["shared.weight"].shape
         bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         query = "encoder.block.0.layer.0.SelfAttention.q.weight"
-        feed = next(weights[name] for name in sorted(weights) if ".DenseReluDense.wi" in name and "block.0." in name)
+        feed = next(
+            tensor for name, tensor in weights.items() if ".0.layer.1.DenseReluDense.wi" in name and tensor.ndim == 2
+        )
         heads = weights[bias].shape[1]
         sizes = {"d_model": width, "d_ff": feed.shape[0], "num_heads": heads, "vocab_size": rows}
         sizes |= {"d_kv": weights[query].shape[0] // heads, "num_layers": 2}
