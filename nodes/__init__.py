@@ -15,7 +15,20 @@ async def comfy_entrypoint() -> Any:
     from comfy_api.latest import ComfyExtension
     from server import PromptServer
 
-    from . import denoise, devices, extension, filming, host, loaders, lora, routes, sessions, settings, storyboard, video
+    from . import (
+        denoise,
+        devices,
+        extension,
+        filming,
+        host,
+        loaders,
+        lora,
+        routes,
+        sessions,
+        settings,
+        storyboard,
+        video,
+    )
 
     class MagiExtension(ComfyExtension):  # type: ignore[misc]
         async def get_node_list(self) -> list[type]:
