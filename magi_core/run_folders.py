@@ -8,6 +8,7 @@ from pathlib import Path
 
 from magi_core.errors import MagiError, whole_number
 from magi_core.keeping import ABOUT, Run
+from magi_core.run_lock import taken
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +37,15 @@ def look_through(folder: Path) -> tuple[list[Run], dict[Path, MagiError]]:
 def prune(folder: Path, max_bytes: int) -> list[Path]:
     """Remove finished runs, oldest first, until all runs together have at most so many bytes; gives what was removed.
 
-    A removed run's video stays, beside where it was and under its name (``NAME.mp4``). An unfinished run is never removed, nor one that
-    cannot be read. Raises MagiError for a number that is none, OSError where a video cannot be moved.
+    A removed run's video stays, beside where it was and under its name (``NAME.mp4``). An unfinished run is never removed, nor one
+    that is being made (it may wait for a last review) or cannot be read. Raises MagiError for a number that is none, OSError where a video cannot be moved.
     """
     whole_number("max_bytes", max_bytes, 0, MOST_BYTES)
     found = runs(folder)
     total = sum(run.nbytes for run in found)
     removed = []
     for run in reversed(found):
-        if total > max_bytes and run.finished:
+        if total > max_bytes and run.finished and not taken(run.folder):
             total -= run.nbytes
             if run.video.exists():
                 run.video.rename(run.folder.with_name(f"{run.folder.name}.mp4"))

@@ -32,3 +32,12 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def taken(folder: Path) -> bool:
+    """Whether a process makes the run in ``folder`` now, this one too."""
+    try:
+        with alone(folder):
+            return False
+    except MagiError:
+        return True

@@ -108,6 +108,20 @@ def test_a_damaged_chunk_that_the_video_lacks_is_made_again(dit: MagiDiT, alone:
     assert content(run.folder) == content(alone)
 
 
+def test_what_a_kill_left_of_a_file_is_removed(dit: MagiDiT, alone: Path, tmp_path: Path) -> None:
+    run = broken_off(dit, tmp_path / "run", 2)
+    halves = [run.folder / "chunks" / ".000002-0a.safetensors", run.folder / "checkpoints" / ".000003-0a.session"]
+    for half in halves:
+        half.write_bytes(b"half")
+    make_or_go_on(dit, run.folder)
+    assert content(run.folder) == content(alone) and not any(half.exists() for half in halves)
+    building, other = (tmp_path / f".{name}-{'0a' * 16}" for name in ("take", "take-b"))
+    for folder in (building, other):
+        (folder / "chunks").mkdir(parents=True)
+    run.fork(tmp_path / "take", run.asked, run.rewound(dit, 1))
+    assert not building.exists() and other.exists()
+
+
 def test_what_cannot_be_gone_on_with_is_refused_by_name(dit: MagiDiT, alone: Path, tmp_path: Path) -> None:
     with torch.random.fork_rng():
         other = MagiDiT(dit.config)
@@ -291,6 +305,8 @@ def test_old_finished_runs_are_removed_and_unfinished_ones_never(dit: MagiDiT, a
     assert [run.folder.name for run in runs(tmp_path)] == ["c", "b", "a"]
     one, film = runs(tmp_path)[0].nbytes, (tmp_path / "a" / "video.mp4").read_bytes()
     assert prune(tmp_path, 10 * one) == []
+    with run_lock.alone(tmp_path / "a"), run_lock.alone(tmp_path / "c"):
+        assert prune(tmp_path, 0) == [], "somebody is at them"
     assert [path.name for path in prune(tmp_path, 2 * one)] == ["a"]
     assert (tmp_path / "a.mp4").read_bytes() == film
     assert [path.name for path in prune(tmp_path, 0)] == ["c"]
