@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -88,13 +87,36 @@ def test_weights_in_8_bits_stay_and_the_product_is_added(weights: Path, place: A
     assert close(seen, change, 0.35), "what changes is the same but for 8 bits of precision"
 
 
-@given(strengths=st.lists(st.sampled_from([0.0, -0.0]), min_size=1, max_size=3))
-def test_strength_0_changes_no_bit(strengths: list[float]) -> None:
+def test_public_fp8_checkpoints_use_them_and_are_left_as_they_are() -> None:
+    """One of the layers that share their quantised input is adapted, and both of the MLP."""
+    torch.manual_seed(0)
+    model = MagiDiT(replace(FOUR, fp8_quant=True)).requires_grad_(False)
+    for name, tensor in model.state_dict().items():
+        if tensor.dtype == torch.float8_e4m3fn:
+            tensor.copy_(0.3 * torch.randn(tensor.shape))
+    base = passes(model)
+    inner = "videodit_blocks.layers.1."
+    names = [inner + end for end in ("self_attention.linear_qkv.k", "mlp.linear_fc1", "mlp.linear_fc2")]
+    adapter = adapter_for(model.config, 1, names)
+    merge(model, [(adapter, 1.0)])
+    assert same(passes(model), base), "nothing is merged into them"
+    remove = add(model, [(adapter, 1.0)])
+    used = passes(model)
+    remove()
+    assert same(passes(model), base)
+    twice = [add(model, [(adapter, 0.5)]) for _ in range(2)]
+    assert close(passes(model), used) and not close(used, base, 0.02)
+    twice[0]()
+    assert not close(passes(model), base, 0.01), "the other one is still heard"
+
+
+def test_strength_0_changes_no_bit() -> None:
     torch.manual_seed(0)
     model = MagiDiT(FOUR).requires_grad_(False)
     base, adapter = passes(model), adapter_for(FOUR)
-    add(model, [(adapter, strength) for strength in strengths])
-    merge(model, [(adapter, strength) for strength in strengths])
+    nothing = [(adapter, 0.0), (adapter, -0.0)]
+    add(model, nothing)
+    merge(model, nothing)
     assert same(passes(model), base)
 
 
