@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from magi_core.config import Sampling
+from magi_core.denoise.schedule import EVERYTHING
 from magi_core.training.objective import LAYOUTS, Layout
 
 CYCLE = ("first", "next", "stream", "first", "next", "start")
@@ -26,7 +27,7 @@ def layouts_for(sampling: Sampling, longest: int) -> dict[str, Layout]:
 
 def _window(sampling: Sampling, clean: int, noisy: int) -> Layout:
     """``noisy`` chunks in a window, behind ``clean`` clean ones."""
-    window, ranges = sampling.window_size, sampling.noise2clean_kvrange
+    window, ranges = sampling.window_size, sampling.noise2clean_kvrange or (EVERYTHING,)
     reads = [(i, i + 1) for i in range(clean)]
     for place in range(clean, clean + noisy):
         stage = clean + noisy - 1 - place  # of the window's, from the noisiest on

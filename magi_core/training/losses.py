@@ -53,11 +53,11 @@ class Losses:
         self._sums.update(zip(every, sums, strict=True))
 
     def write(self, step: int, seconds: float) -> None:
-        """Append one line for everything added since the last."""
+        """Append one line for everything added since the last, if there is anything."""
         means = {name: round(float(e / frames), 5) for name, (e, frames) in self._sums.items() if frames > 0}
         line = {"step": step, "seconds": round(seconds, 1)} | means
         self._sums.clear()
-        if self.path is None:
+        if self.path is None or not means:
             return
         self.lines.append(line)
         with self.path.open("a", encoding="utf-8") as file:

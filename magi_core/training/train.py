@@ -5,21 +5,19 @@ A stage whose result is there already is skipped and an unfinished one goes on, 
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-from magi_core.config import PRESETS, config_document
-from magi_core.files import atomic_write
+from magi_core.config import PRESETS
 from magi_core.model import MagiDiT
 from magi_core.text.encoder import T5TextEncoder
 from magi_core.text.special_tokens import SpecialTokens
 from magi_core.training.dataset import make_shards, open_clips
 from magi_core.training.dit import DiTSettings, averaged_model, start_dit, train_dit
+from magi_core.training.export import write_dit
 from magi_core.training.text import TextTraining, train_text
 from magi_core.training.vae import VAETraining, train_vae
 from magi_core.vae import load_vae
@@ -66,11 +64,7 @@ def train(out: Path, settings: Training = Training()) -> None:
 
 def export(model: MagiDiT, out: Path) -> None:
     """Write the DiT's weights (float16, public names) and config.json to a model folder."""
-    tensors = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in model.state_dict().items()}
-    with atomic_write(out / "inference_weight" / "model.safetensors") as path:
-        save_file(tensors, path, {"format": "pt"})
-    with atomic_write(out / "config.json") as path:
-        path.write_text(json.dumps(config_document(NANO), indent=2) + "\n", encoding="utf-8")
+    write_dit({name: value.to("cpu", torch.float16) for name, value in model.state_dict().items()}, NANO, out)
 
 
 def export_state(run: Path, out: Path, settings: DiTSettings) -> None:
