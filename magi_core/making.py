@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -154,7 +154,7 @@ class Making:
         """Write a file from which ``load`` goes on to the same bits. All or nothing."""
         spans = self.unshown if self.undelivered is None else self.undelivered.spans
         notes = {
-            "pending": json.dumps({chunk: asdict(planned) for chunk, planned in self.pending.items()}),
+            "pending": json.dumps({chunk: vars(planned) for chunk, planned in self.pending.items()}),
             "unshown": json.dumps([[span.first, span.frames] for span in spans]),
         }
         self.session.save(path, notes=notes, extra={f"unshown_{n}": span.latents for n, span in enumerate(spans)})

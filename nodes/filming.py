@@ -126,7 +126,7 @@ def made(request: Request, build: Callable[[], Making]) -> io.NodeOutput:
         work.make()
     if held.workers is not None:
         held.workers.give_back(work.making.session)
-    samples = work.latents / held.config.scale_factor
+    samples = work.latents.div_(held.config.scale_factor)
     latent: dict[str, Any] = {"samples": samples}
     if work.run is not None and request.vae is not None:
         latent[values.FILMED] = values.Filmed(work.run, request.vae.fingerprint(), held.config.scale_factor, samples)
@@ -161,7 +161,9 @@ def _opened(
             prune(place.root, settings.folder_bytes)
         return Run.create(place.folder, asked, start), start, place
     except (MagiError, OSError) as error:
-        warn(f"{error}. The video is made all the same, and kept in memory only: it is lost if ComfyUI ends")
+        warn(
+            f"{error}. The video is made all the same, and kept in memory only: it is lost if ComfyUI ends, and a review cannot ask for another take"
+        )
         return None, start, place
 
 

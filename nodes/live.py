@@ -106,7 +106,7 @@ class Work:
 
     @property
     def latents(self) -> Tensor:
-        """What is finished, scaled [1, C, t, h, w] float32 on the CPU."""
+        """What is finished, scaled [1, C, t, h, w] float32 on the CPU; a new tensor."""
         return torch.cat(self._latents, dim=2)
 
     def make(self) -> None:
@@ -215,12 +215,13 @@ class Work:
 
     def _approve(self) -> None:
         self._approved = self.making.next_chunk - self._first
+        warning = self._told.about.warning
         if self.run is not None:
             try:
                 write_approved(self.run, self._approved)
             except MagiError as error:
-                self._told.change(warning=str(error))
-        self._told.change(state="running")
+                warning = str(error)
+        self._told.change(state="running", warning=warning)
 
     def _try_again(self, answer: Answer) -> None:
         """Another take from some chunks back; where that cannot be kept the run stays as it is and is looked at once more."""
