@@ -7,11 +7,10 @@
  * - Nothing here knows of ComfyUI; `magi.js` brings the two together.
  */
 
-import { pickKeyframe } from "./keyframe_picker.js";
-import { editPrompt } from "./prompt_editor.js";
-import { keyframeOf, MAX_SHOT_SECONDS, readStoryboard } from "./storyboard.js";
+import { MAX_SHOT_SECONDS, readStoryboard } from "./storyboard.js";
 import * as edits from "./storyboard_edits.js";
 import { StoryboardError } from "./storyboard_error.js";
+import { createActs } from "./timeline_acts.js";
 import { listenToKeys } from "./timeline_keys.js";
 import { boundaries, boundedScale, fittingScale, openingScale, stepped } from "./timeline_layout.js";
 import { listenToPointer } from "./timeline_pointer.js";
@@ -25,10 +24,9 @@ import { showProblem } from "./timeline_problem.js";
  * the same node may resume.
  */
 export function createTimeline(host, opened) {
-    const { t, images } = host, view = buildView(t), ending = new AbortController(), { signal } = ending;
+    const { t } = host, view = buildView(t), ending = new AbortController(), { signal } = ending;
     const state = { mode: "Timeline", selected: 0, scale: null, scroll: 0, focused: false, text: null, document: null, error: null, preview: null, ...opened };
     let resuming = null;
-    let closeEditor = null;
 
     const rows = () => state.document.rows;
     const room = () => view.scroller.clientWidth - SIDES;
@@ -63,36 +61,7 @@ export function createTimeline(host, opened) {
     function draw() {
         const { document, preview } = state;
         const shown = preview ? edits.change(preview.index, { seconds: preview.seconds })(document) : document;
-        drawTimeline(view, { prefix: shown.prefix, rows: shown.rows, scale: scale(), selected: state.selected }, t, images.url);
-    }
-
-    function say(key, values) {
-        view.live.textContent = t(`timeline.${key}`, values);
-    }
-
-    function note(words) {
-        view.note.textContent = words;
-        view.note.hidden = !words;
-        view.rule.hidden = !!words;
-        if (words) view.live.textContent = words;
-    }
-
-    /** Do an edit, write the text, and show it; where it would break a rule, say so and change nothing. */
-    function apply(edit, said, values) {
-        note("");
-        try {
-            const done = edits.edited(state.document, edit);
-            Object.assign(state, done);
-            host.setText(done.text);
-            say(said, values);
-            return true;
-        } catch (error) {
-            if (!(error instanceof StoryboardError)) throw error;
-            note(t("timeline.refused", { reason: error.say(t) }));
-            return false;
-        } finally {
-            refresh();
-        }
+        drawTimeline(view, { prefix: shown.prefix, rows: shown.rows, scale: scale(), selected: state.selected }, t, host.images.url);
     }
 
     function select(index, focus = true) {
@@ -105,58 +74,6 @@ export function createTimeline(host, opened) {
         else if (right > scroller.scrollLeft + scroller.clientWidth) scroller.scrollLeft = right - scroller.clientWidth;
     }
 
-    function edit(index) {
-        closeEditor?.();
-        select(index, false);
-        const label = t("timeline.prompt", { shot: index + 1 }), { scroller, track, shots } = view;
-        closeEditor = editPrompt({ scroller, track, shot: shots.children[index], words: rows()[index].prompt, label, onDone });
-        function onDone(words, next) {
-            closeEditor = null;
-            if (words !== null) apply(edits.change(index, { prompt: words }), "promptChanged", { shot: index + 1 });
-            if (!state.document || next === null) return;
-            const neighbour = index + next;
-            if (next && rows()[neighbour]) edit(neighbour);
-            else select(index);
-        }
-    }
-
-    function setSeconds(index, seconds) {
-        apply(edits.change(index, { seconds }), "lengthened", { shot: index + 1, seconds });
-    }
-
-    function setKeyframe(index, name) {
-        apply(edits.change(index, { keyframe: name }), name ? "keyframeSet" : "keyframeRemoved", { shot: index + 1, name });
-    }
-
-    async function dropFile(index, file) {
-        const target = index ?? state.selected;
-        if (!file.type.startsWith("image/")) return note(t("timeline.notAnImage", { name: file.name }));
-        try {
-            const name = await images.upload(file);
-            if (!signal.aborted && state.document) setKeyframe(Math.min(target, rows().length - 1), name);
-        } catch (error) {
-            note(t("timeline.uploadFailed", { name: file.name, reason: error.message }));
-        }
-    }
-
-    function choose() {
-        const index = state.selected, shot = index + 1;
-        pickKeyframe({
-            root: view.root,
-            title: t("timeline.pickTitle", { shot }),
-            images,
-            current: keyframeOf(rows()[index]),
-            t,
-            onPick: (name) => setKeyframe(index, name),
-            onFile: (file) => dropFile(index, file),
-            onClose: () => select(index),
-        });
-    }
-
-    function move(from, to) {
-        if (apply(edits.move(from, to), "moved", { shot: to + 1, shots: rows().length })) select(to);
-    }
-
     function scaleBy(factor, second = boundaries(rows())[state.selected]) {
         const { scroller } = view, offset = second * scale() - scroller.scrollLeft;
         const least = Math.min(1, fittingScale(rows(), room()));
@@ -166,18 +83,9 @@ export function createTimeline(host, opened) {
         drawRuler(view, state.scale);
     }
 
-    const acts = {
-        add() {
-            const index = state.selected + 1;
-            if (apply(edits.insert(index, t("timeline.newShot")), "added", { shot: index + 1 })) edit(index);
-        },
-        split: (index) => apply(edits.split(index), "splitDone", { shot: index + 1 }) && select(index),
-        duplicate: (index) => apply(edits.duplicate(index), "duplicated", { shot: index + 1 }) && select(index + 1),
-        delete: (index) => apply(edits.remove(index), "deleted", { shot: index + 1 }) && select(state.selected),
-        keyframe: choose,
-        removeKeyframe: (index) => setKeyframe(index, null),
-        earlier: (index) => index > 0 && move(index, index - 1),
-        later: (index) => index < rows().length - 1 && move(index, index + 1),
+    const acts = createActs({ host, view, state, show: refresh, select, signal });
+    const named = {
+        ...acts.named,
         zoomIn: () => scaleBy(1.5),
         zoomOut: () => scaleBy(1 / 1.5),
         fit() {
@@ -185,10 +93,10 @@ export function createTimeline(host, opened) {
             draw();
         },
     };
-    const act = (name) => state.document && acts[name](state.selected);
+    const act = (name) => state.document && named[name](state.selected);
 
     function setMode(mode) {
-        closeEditor?.();
+        acts.closeEditor();
         state.mode = mode;
         host.onMode();
         refresh();
@@ -202,8 +110,8 @@ export function createTimeline(host, opened) {
     view.root.addEventListener("pointerdown", (event) => {
         if (event.button === 0) event.stopPropagation(); // else the node is dragged
     }, { signal });
-    view.prefix.addEventListener("change", () => apply(edits.setPrefix(view.prefix.value.trim()), "prefixChanged"), { signal });
-    view.seconds.addEventListener("change", () => setSeconds(state.selected, view.seconds.valueAsNumber), { signal });
+    view.prefix.addEventListener("change", () => acts.setPrefix(view.prefix.value.trim()), { signal });
+    view.seconds.addEventListener("change", () => acts.setSeconds(state.selected, view.seconds.valueAsNumber), { signal });
     view.shots.addEventListener("focusin", (event) => {
         state.focused = true;
         const index = Array.prototype.indexOf.call(view.shots.children, event.target);
@@ -221,10 +129,10 @@ export function createTimeline(host, opened) {
         scale,
         selected: () => state.selected,
         select,
-        edit,
+        edit: acts.edit,
         act,
-        move,
-        dropFile,
+        move: acts.move,
+        dropFile: acts.dropFile,
         scaleBy,
         passWheel: host.passWheel,
         scrolled() {
@@ -234,13 +142,13 @@ export function createTimeline(host, opened) {
         step(direction, fine) {
             const index = state.selected, { seconds } = rows()[index];
             const wanted = stepped(boundaries(rows())[index], seconds, direction, fine, MAX_SHOT_SECONDS);
-            if (wanted !== seconds) setSeconds(index, wanted);
+            if (wanted !== seconds) acts.setSeconds(index, wanted);
         },
         preview(index, seconds) {
             state.preview = index === null ? null : { index, seconds };
             if (state.document) draw();
         },
-        commit: (index, seconds) => seconds !== rows()[index].seconds && setSeconds(index, seconds),
+        commit: (index, seconds) => seconds !== rows()[index].seconds && acts.setSeconds(index, seconds),
     };
     listenToPointer(view, actions, signal);
     listenToKeys(view, actions, signal);

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,8 @@ QUIET = {
 }
 """Settings without greetings, news and the workflow of the last visit."""
 NODES_2 = "Comfy.VueNodes.Enabled"
+RUN = re.compile("^(Run|运行)$")
+"""The button, in the languages of the tests."""
 ALWAYS_SAID = ("net::ERR_FAILED", "net::ERR_BLOCKED", "Content Security Policy")
 ALWAYS_ABSENT = ("/user.css", "/userdata")
 """What a fresh ComfyUI logs as an error by itself: blocked hosts, and files of a user that do not exist yet."""
@@ -191,7 +194,7 @@ class ComfyPage:
 
     def press_run(self) -> None:
         self.tab.evaluate("() => { window.magiTest.ended = null; window.magiTest.outputs = {}; }")
-        self.tab.get_by_role("button", name="Run", exact=True).first.click()
+        self.tab.get_by_role("button", name=RUN).first.click()
 
     def wait_for_end(self) -> str:
         """Wait until what was queued has ended: success, error or interrupted."""

@@ -43,6 +43,12 @@ WATCH = """() => {
     };
 }"""
 
+FOCUSED = """() => {
+    const one = document.activeElement, { outlineStyle, outlineWidth } = getComputedStyle(one);
+    const name = one.ariaLabel || one.textContent.trim() || one.labels?.[0]?.textContent || one.placeholder;
+    return one.closest('.magi-timeline') && [name, `${outlineStyle} ${outlineWidth}`];
+}"""
+
 
 def workflow(text: str = STORY, size: tuple[int, int] = (860, 360)) -> dict[str, Any]:
     """The shipped storyboard workflow with this text, its storyboard apart from the other nodes."""
@@ -99,8 +105,11 @@ class Timeline:
         self.drag((right - 4, middle), (right - 4 + seconds * one, middle))
 
     def undo(self, key: str = "Control+z") -> None:
+        code = "([id, text]) => app.graph.getNodeById(id)?.widgets[0].value !== text"
+        before = self.text
         self.tab.keyboard.press(key)
-        self.page.settle()
+        self.tab.wait_for_function(code, arg=[self.node, before])
+        self.page.settle()  # the page may still be at it
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +262,83 @@ def test_keyframes(timeline: Timeline) -> None:
     assert timeline.lines[4] == "1s: it stops [image: my circle.png]"
     timeline.button("Remove the keyframe").click()
     assert timeline.lines[4] == "1s: it stops"
+    assert page.errors == []
+
+
+def test_text_goes_in_and_out_by_the_clipboard(timeline: Timeline) -> None:
+    page, tab = timeline.page, timeline.tab
+    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    pasted = '{"version": 1, "shots": [{"prompt": "a red circle"}, {"prompt": "it stops", "seconds": 2.5}]}'
+    tab.evaluate("(text) => navigator.clipboard.writeText(text)", pasted)
+    timeline.root.get_by_role("radio", name="Text").click()
+    box = tab.locator("textarea:visible").first
+    box.click()
+    tab.keyboard.press("Control+a")
+    tab.keyboard.press("Control+v")
+    assert box.input_value() == pasted
+    timeline.root.get_by_role("radio", name="Timeline").click()
+    assert timeline.root.locator(".magi-total").text_content() == "3.5 s · 84 frames · 4 chunks · 2 shots"
+    assert timeline.text == pasted and page.nodes().keys() == {node["id"] for node in workflow()["nodes"]}
+    timeline.root.get_by_role("radio", name="Text").click()
+    box.click()
+    tab.keyboard.press("Control+a")
+    tab.keyboard.press("Control+c")
+    assert tab.evaluate("() => navigator.clipboard.readText()") == pasted
+    timeline.root.get_by_role("radio", name="Timeline").click()
+    assert page.errors == []
+
+
+def test_a_narrow_node_the_text_view_and_focus(only_page: ComfyPage, pictures: Path) -> None:
+    page, tab = only_page, only_page.tab
+    page.errors.clear()
+    for nodes_2 in (False, True):
+        page.set_nodes_2(nodes_2)
+        timeline = Timeline(page, size=(320, 300))
+        root, (tools, status) = timeline.root, (timeline.root.locator(part) for part in (".magi-tools", ".magi-status"))
+        page.screenshot(pictures / f"timeline_narrow_{'vue' if nodes_2 else 'classic'}.png")
+        whole, low, last = (place.bounding_box() for place in (root, tools, status))
+        assert low["y"] + low["height"] <= last["y"], "the tools leave the summary free"
+        assert last["y"] + last["height"] <= whole["y"] + whole["height"]
+        assert root.evaluate("(root) => root.scrollWidth <= root.clientWidth")
+        for button in root.locator("button:visible").all():
+            box = button.bounding_box()
+            assert whole["x"] <= box["x"] and box["x"] + box["width"] <= whole["x"] + whole["width"]
+
+        timeline = Timeline(page)
+        shown = timeline.root.bounding_box()["height"]
+        root.get_by_role("radio", name="Text").click()
+        page.settle()
+        bar, box = root.bounding_box(), tab.locator("textarea:visible").first.bounding_box()
+        assert bar["height"] < 90 and box["height"] > shown / 2 and box["y"] + box["height"] <= bar["y"] + 1
+        page.screenshot(pictures / f"timeline_text_{'vue' if nodes_2 else 'classic'}.png")
+        root.get_by_role("radio", name="Timeline").click()
+
+        root.get_by_role("radio", name="Timeline").focus()
+        reached = []
+        for _ in range(30):
+            tab.keyboard.press("Tab")
+            if not (focused := tab.evaluate(FOCUSED)):
+                break
+            reached.append(focused)
+        assert len(reached) >= 13 and all(name and outline == "solid 2px" for name, outline in reached), reached
+        wide = timeline.shot(1).bounding_box()["width"]
+        timeline.button("Zoom in (+)").click()
+        assert timeline.shot(1).bounding_box()["width"] > wide
+        timeline.shot(1).focus()
+        tab.mouse.move(*timeline.at(1, 0.3, 0.5))
+        tab.keyboard.down("Control")
+        tab.mouse.wheel(0, 300)
+        tab.mouse.wheel(0, 300)
+        tab.keyboard.up("Control")
+        page.settle(0.2)
+        assert timeline.shot(1).bounding_box()["width"] < wide * 1.4
+        start, before = timeline.at(1, 0.5, 0.08), timeline.text
+        tab.mouse.move(*start)
+        tab.mouse.down()
+        tab.mouse.move(start[0] + 300, start[1])
+        tab.keyboard.press("Escape")
+        tab.mouse.up()
+        assert timeline.text == before, "Escape gives up what is dragged"
     assert page.errors == []
 
 
