@@ -8,6 +8,7 @@ way for weights in 8 bits, where an addition would be lost in rounding, and it i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,7 @@ def merge(model: MagiDiT, adapters: Iterable[Weighted], originals: MutableMappin
 
     originals: gets a copy, in main memory, of every weight before its change, with which ``restore`` undoes it to the bit.
     """
-    for name, parts in _by_layer(adapters).items():
+    for name, parts in _by_layer(model, adapters).items():
         if isinstance(find_layer(model, name), EightBit):
             continue
         weight = _weight(model, name)
@@ -69,7 +70,7 @@ def add(
     model: MagiDiT, adapters: Iterable[Weighted], only: Callable[[nn.Module], bool] = lambda layer: True
 ) -> Callable[[], None]:
     """Let layers give what adapters add besides, until the function that is returned is called. only: which layers."""
-    layers = [(find_layer(model, name), parts) for name, parts in _by_layer(adapters).items()]
+    layers = [(find_layer(model, name), parts) for name, parts in _by_layer(model, adapters).items()]
     undo = [hang(layer, Product(parts)) for layer, parts in layers if only(layer)]
 
     def remove() -> None:
@@ -109,29 +110,44 @@ class Product:
 
 def find_layer(model: MagiDiT, name: str) -> nn.Module:
     """A linear layer by its public name, wherever its weight lies."""
-    layers = model.videodit_blocks.layers
-    if isinstance(layers, StreamedLayers) and name.startswith(LAYERS):
-        number, _, inner = name.removeprefix(LAYERS).partition(".")
-        return layers.modules[int(number)].get_submodule(inner)
-    return model.get_submodule(name)
+    streamed = _streamed(model, name)
+    if streamed is None:
+        return model.get_submodule(name)
+    layers, number, inner = streamed
+    return layers.modules[number].get_submodule(inner)
 
 
 def _weight(model: MagiDiT, name: str) -> Tensor:
+    streamed = _streamed(model, name)
+    if streamed is None:
+        return model.get_parameter(f"{name}.weight").detach()
+    layers, number, inner = streamed
+    return layers.host(number)[f"{inner}.weight"]
+
+
+def _streamed(model: MagiDiT, name: str) -> tuple[StreamedLayers, int, str] | None:
+    """Where a linear layer is whose weight waits in host memory: the layers, the number of the one, and its name in there."""
     layers = model.videodit_blocks.layers
-    if isinstance(layers, StreamedLayers) and name.startswith(LAYERS):
-        number, _, inner = name.removeprefix(LAYERS).partition(".")
-        return layers.host(int(number))[f"{inner}.weight"]
-    weight = find_layer(model, name).weight
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"{name} has no weight")
-    return weight.detach()
+    if not isinstance(layers, StreamedLayers) or not name.startswith(LAYERS):
+        return None
+    number, _, inner = name.removeprefix(LAYERS).partition(".")
+    return layers, int(number), inner
 
 
-def _by_layer(adapters: Iterable[Weighted]) -> dict[str, list[tuple[LowRank, float]]]:
-    """What is added to each layer; strength 0 adds nothing."""
+def _holds(model: MagiDiT, name: str) -> bool:
+    """Whether a model, which may be one worker's share of the layers, has this one."""
+    try:
+        find_layer(model, name)
+    except (AttributeError, KeyError):
+        return False
+    return True
+
+
+def _by_layer(model: MagiDiT, adapters: Iterable[Weighted]) -> dict[str, list[tuple[LowRank, float]]]:
+    """What is added to each layer that the model holds; strength 0 adds nothing."""
     parts: dict[str, list[tuple[LowRank, float]]] = {}
     for adapter, strength in adapters:
         if strength:
-            for name, part in adapter.layers.items():
-                parts.setdefault(name, []).append((part, strength))
+            for name in filter(partial(_holds, model), adapter.layers):
+                parts.setdefault(name, []).append((adapter.layers[name], strength))
     return parts
