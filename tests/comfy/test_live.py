@@ -169,6 +169,7 @@ def test_what_was_decoded_is_not_decoded_again(server: Server) -> None:
 
 def test_a_run_goes_on_in_memory_where_the_folder_cannot_be_written(server: Server) -> None:
     output = server.base / "output"
+    (output / "magi").mkdir(parents=True, exist_ok=True)
     (output / "magi").rename(output / "magi-aside")
     (output / "magi").write_text("in the way")
     try:
