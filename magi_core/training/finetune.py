@@ -142,8 +142,9 @@ def finetune(
 ) -> None:
     """Train ``model`` in place to the end of the schedule, going on from the state in ``folder`` if there is one.
 
-    learning: the module whose weights learn, which the model reads; None: the model itself. layouts: by names of ``CYCLE``. Writes dit.safetensors (the state), dit.jsonl (losses) and dit.png (the curve) to ``folder``. Under
-    torchrun all processes call it. Raises MagiError when the passes cannot be dealt out evenly, or the state is damaged.
+    learning: the module whose weights learn, which the model reads; None: the model itself. layouts: by names of ``CYCLE``. Writes
+    dit.safetensors (the state), dit.jsonl (losses) and dit.png (the curve) to ``folder``. Under torchrun all processes call it.
+    Raises MagiError when the passes cannot be dealt out evenly, or the state is damaged.
     """
     if settings.passes % ranks.count:
         raise MagiError(
