@@ -1,4 +1,4 @@
-"""From what a person names to the files of a model: the word ``nano``, a folder, a configuration, or one safetensors file.
+"""From what a person names to the files of a model: a built-in name like ``nano``, a folder, a configuration, or one safetensors file.
 
 The public release keeps its parts apart (``ckpt/magi/<model>/inference_weight[.fp8][.distill]``, ``ckpt/vae``, ``ckpt/t5``);
 people download some of them. What is there is found, what is not is named with the place where it can be had, and nothing is
@@ -17,7 +17,9 @@ from magi_core.config import PRESETS, DiTConfig, MagiConfig, parse_config, read_
 from magi_core.errors import MagiError
 from magi_core.files import parse_json_object, read_json_object
 
-NANO = Path(__file__).resolve().parents[2] / "assets" / "nano"
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+BUILT_IN = {name: ASSETS / name for name in ("nano", "nano-distilled")}
+"""The models that are part of this project, by name."""
 METADATA_CONFIG = "magi_config"
 """Metadata key of a one-file checkpoint that holds the configuration as JSON."""
 METADATA_NOTES = "magi_notes"
@@ -54,12 +56,12 @@ class CheckpointFiles:
 def find_checkpoint(source: str | Path, config: MagiConfig | None = None) -> CheckpointFiles:
     """Find the parts of the model that ``source`` names.
 
-    ``source`` is "nano", a configuration JSON (its paths count from the file's folder or the working folder), a folder (of
+    ``source`` is a name of ``BUILT_IN``, a configuration JSON (its paths count from the file's folder or the working folder), a folder (of
     weights, of one model, or of a whole release with one model in it), an index, or a one-file checkpoint. ``config`` wins over
     one found in files; without any, it is worked out from the tensors' shapes.
     Raises MagiError when nothing fits, when there are several models to choose from, and for damaged files.
     """
-    path = NANO if str(source) == "nano" else Path(source)
+    path = BUILT_IN.get(str(source)) or Path(source)
     try:
         return _find(str(source), path.expanduser(), config)
     except (OSError, RuntimeError) as error:  # names that no file system takes, folders without permission
@@ -92,6 +94,11 @@ def _find(source: str, path: Path, config: MagiConfig | None) -> CheckpointFiles
     return _with_surroundings(config, path, path.parent, notes, ())
 
 
+def weights_folder(dit: DiTConfig) -> str:
+    """The name of the folder of weights in the public release, by kind of model (spec 2)."""
+    return WEIGHTS_FOLDER + (".fp8" if dit.fp8_quant else "") + (".distill" if dit.distill else "")
+
+
 def model_name(dit: DiTConfig) -> str:
     """The preset that ``dit`` equals, or a description of its size."""
     for name, preset in PRESETS.items():
@@ -103,7 +110,7 @@ def model_name(dit: DiTConfig) -> str:
 
 def _from_config(config: MagiConfig, folder: Path) -> CheckpointFiles:
     """The weights that a configuration names: ``<load>/inference_weight`` + ``.fp8`` + ``.distill``."""
-    wanted = WEIGHTS_FOLDER + (".fp8" if config.dit.fp8_quant else "") + (".distill" if config.dit.distill else "")
+    wanted = weights_folder(config.dit)
     places = list(_places(config.load, folder)) if config.load else [folder]
     for place in places:
         for dit in (place / wanted, place):
@@ -151,11 +158,11 @@ def _with_surroundings(
 
 
 def _nothing_at(source: str, path: Path) -> MagiError:
-    if path == NANO:
-        return MagiError(f"magi-nano's weights are not at {NANO}; install the package with its assets folder")
+    if path in BUILT_IN.values():
+        return MagiError(f"the weights of magi-{source} are not at {path}; install the package with its assets folder")
     if source.lower() in PRESETS:
         return MagiError(
-            f"'{source}' names a model size, not files; give the folder or file with its weights. Only 'nano' is built in"
+            f"'{source}' names a model size, not files; give the folder or file with its weights. Built in are {' and '.join(BUILT_IN)}"
         )
     return MagiError(
         f"there is nothing at {source!r}; give 'nano', a model folder, a configuration JSON or a safetensors file"

@@ -28,10 +28,9 @@ def infer_config(tensors: Mapping[str, TensorInfo], path: Path, distill: bool) -
         raise not_magi(tensors, path)
     read = _sizes(tensors, path)
     fp8 = any(info.dtype == FP8 for info in tensors.values())
-    for name in ("nano", "4.5b", "24b"):
-        variant = name + ("-distill-fp8" if fp8 else "-distill" if distill else "")
-        if variant in PRESETS and _same_sizes(PRESETS[variant].dit, read):
-            config = PRESETS[variant]
+    for variant, config in PRESETS.items():
+        kind = config.dit.fp8_quant, config.dit.distill
+        if kind == (fp8, distill or fp8) and _same_sizes(config.dit, read):
             notes: tuple[str, ...] = (f"no configuration file: the shapes are those of {variant}",)
             break
     else:

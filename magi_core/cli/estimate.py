@@ -79,13 +79,13 @@ def run_estimate(arguments: argparse.Namespace) -> int:
 
 def _model(name: str) -> tuple[MagiConfig, Around]:
     """A preset with the release's VAE and text encoder, or what lies in files."""
-    from magi_core.checkpoint.find import find_checkpoint
+    from magi_core.checkpoint.find import BUILT_IN, find_checkpoint
     from magi_core.cost.estimate import Around
     from magi_core.text.weights import find_t5
     from magi_core.vae import read_vae_config, tiling_for
     from magi_core.vae.load import CONFIG_FILE
 
-    if name in PRESETS and name != "nano":
+    if name in PRESETS and name not in BUILT_IN:
         return PRESETS[name], Around()
     files, around = find_checkpoint(name), Around()
     if files.vae is not None:

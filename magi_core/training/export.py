@@ -13,18 +13,21 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from magi_core.checkpoint.find import WEIGHTS_FOLDER, CheckpointFiles
+from magi_core.checkpoint.find import CheckpointFiles, weights_folder
 from magi_core.checkpoint.reader import PICKLE_SUFFIXES, open_weights
 from magi_core.config import MagiConfig, config_document
 from magi_core.errors import MagiError
 from magi_core.files import atomic_write
 
-WEIGHTS_FILE = f"{WEIGHTS_FOLDER}/model.safetensors"
+
+def weights_file(config: MagiConfig, out: Path) -> Path:
+    """Where a model folder has a transformer's weights."""
+    return out / weights_folder(config.dit) / "model.safetensors"
 
 
 def write_dit(weights: Mapping[str, Tensor], config: MagiConfig, out: Path) -> None:
     """Write a transformer's weights (public names, as they are) and config.json to a model folder; each file whole or not at all."""
-    with atomic_write(out / WEIGHTS_FILE) as path:
+    with atomic_write(weights_file(config, out)) as path:
         save_file({name: value.detach().contiguous() for name, value in weights.items()}, path, {"format": "pt"})
     with atomic_write(out / "config.json") as path:
         path.write_text(json.dumps(config_document(config), indent=2) + "\n", encoding="utf-8")
@@ -50,7 +53,7 @@ def write_model(files: CheckpointFiles, weights: Mapping[str, Tensor], out: Path
 def check_other_folder(files: CheckpointFiles, out: Path) -> None:
     """Raise MagiError where ``out`` is the folder of the model itself, which a result would replace."""
     own = {path.resolve() for path in (files.dit, files.dit and files.dit / "model.safetensors") if path}
-    if (out / WEIGHTS_FILE).resolve() in own:
+    if weights_file(files.config, out).resolve() in own:
         raise MagiError(f"{out} is the folder of the model that is trained; choose another one for the result")
 
 

@@ -1,0 +1,53 @@
+"""`magi distill`: a student that needs one pass a step, from a base model."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    distill = commands.add_parser(
+        "distill",
+        help="teach a model of one pass a step what a base model does in many; the same command goes on with an unfinished run",
+    )
+    distill.add_argument(
+        "--teacher", default="nano", help="'nano' (default), a base model's folder, configuration or safetensors file"
+    )
+    distill.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("runs/nano-distilled"),
+        help="model folder to make (default: runs/nano-distilled)",
+    )
+    distill.add_argument(
+        "--clips",
+        type=Path,
+        metavar="FOLDER",
+        help="clips that the teacher was trained with, runs/nano/training/clips (default: make them)",
+    )
+    distill.add_argument("--world", choices=("narrow", "full"), help="what clips show that are made (default: narrow)")
+    length = distill.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, help="training steps; reproducible")
+    length.add_argument("--minutes", type=float, help="stop after so long instead of after a number of steps")
+    distill.set_defaults(run=run_distill)
+
+
+def run_distill(arguments: argparse.Namespace) -> int:
+    from magi_core.training.distil import Distillation, distil
+
+    logging.getLogger("magi_core").setLevel(logging.INFO)
+    settings = Distillation()
+    if arguments.world:
+        settings = replace(settings, world=arguments.world)
+    if arguments.minutes is not None:
+        settings = replace(settings, dit=replace(settings.dit, steps=None, minutes=arguments.minutes))
+    elif arguments.steps is not None:
+        settings = replace(settings, dit=replace(settings.dit, steps=arguments.steps))
+    distil(arguments.teacher, arguments.output, settings, arguments.clips)
+    sys.stdout.write(f"{arguments.output} is a model folder: magi generate --model {arguments.output} ...\n")
+    return 0
