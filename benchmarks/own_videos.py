@@ -1,7 +1,7 @@
 """Does a model fine-tuned on a folder of videos obey words that it did not know?
 
     python benchmarks/own_videos.py make FOLDER [--videos 20]
-    magi finetune FOLDER -o TUNED --minutes 12
+    magi finetune FOLDER -o TUNED --steps 89 --batch 12 --passes 2 --rate 1e-3
     python benchmarks/own_videos.py measure nano TUNED [--count 48] [--output benchmarks/results/own_videos_cpu.json]
 
 The videos are of the synthetic world, two directions in each, told in words that magi-nano was never taught: "a red circle glides east",
