@@ -13,7 +13,7 @@ import folder_paths
 from comfy.utils import ProgressBar
 from server import PromptServer
 
-from magi_core.checkpoint.find import NANO as NANO_FOLDER
+from magi_core.checkpoint.find import BUILT_IN
 from magi_core.errors import MagiError
 
 from .pace import Step
@@ -46,7 +46,7 @@ def choices(kind: str | None, holds: Callable[[Path], bool]) -> list[str]:
 def chosen(kind: str | None, name: str) -> Path:
     """The path of a choice. Raises MagiError when it is not there (any more)."""
     if name == NANO:
-        return NANO_FOLDER
+        return BUILT_IN["nano"]
     if name.startswith(MARK):
         inside = name.removeprefix(MARK)
         for root in _roots():

@@ -11,7 +11,7 @@ import torch
 from comfy_api.latest import io
 
 from magi_core import kernels
-from magi_core.checkpoint.find import NANO, WEIGHTS_FOLDER, CheckpointFiles, find_checkpoint
+from magi_core.checkpoint.find import BUILT_IN, WEIGHTS_FOLDER, CheckpointFiles, find_checkpoint
 from magi_core.checkpoint.load import load_dit
 from magi_core.checkpoint.reader import weights_exist
 from magi_core.cost.memory import Use
@@ -39,7 +39,7 @@ T5_LENGTH = 800
 
 def is_checkpoint(folder: Path) -> bool:
     """A folder of the transformer's weights, as the public release names them."""
-    return folder == NANO or (folder.name.startswith(WEIGHTS_FOLDER) and weights_exist(folder))
+    return folder in BUILT_IN.values() or (folder.name.startswith(WEIGHTS_FOLDER) and weights_exist(folder))
 
 
 def is_t5(folder: Path) -> bool:
