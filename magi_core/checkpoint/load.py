@@ -26,6 +26,7 @@ from magi_core.kernels.fused_plain import quantise_rows
 from magi_core.memory.streaming import Place, stream
 from magi_core.model.dit import MagiDiT
 from magi_core.model.fp8 import RowFp8Linear
+from magi_core.model.layers import keep_layers
 from magi_core.model.linear import Operations, managed, swap_linears
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ def load_dit(
     attend: Attend = attend,
     weights: Place = "resident",
     fp8: bool = False,
+    layers: range | None = None,
     operations: Operations | None = None,
 ) -> MagiDiT:
     """The transformer of a checkpoint, in evaluation mode.
@@ -54,6 +56,7 @@ def load_dit(
     ``weights``: "streamed" keeps the layers in host memory, and ``device`` receives only what is not part of a layer; they are then no
     parameters of the model, and follow the device of what it is given. ``fp8``: quantise the matrices that the public fp8
     checkpoints quantise (lossy, see ``RowFp8Linear``); those checkpoints themselves stay as they are.
+    ``layers``: only these are read, and the model has no others.
     ``operations``: a host's layers in place of torch's, which cast or move weights as they are used; not those of streamed layers.
     A host that moves layers one by one moves ``null_caption`` too: its device is taken for the model's.
     Raises MagiError when the weights are missing or damaged, do not fit the configuration, or hold NaN or Inf.
@@ -69,11 +72,15 @@ def load_dit(
     stored = open_weights(Path(source))
     compare_layout(stored.tensors, config, stored.path)
     model = empty_dit(config, attend=attend, fp8=fp8)
-    host = _stream(model, config) if weights == "streamed" else {}
+    if layers is not None:
+        keep_layers(model.videodit_blocks, layers)
+    host = _stream(model) if weights == "streamed" else {}
     wanted, state = {**model.state_dict(), **host}, {}
     if operations is not None:  # a host's layers may have no weights before they are loaded
         swap_linears(model, managed(operations))
     for name, tensor in read_tensors(stored, cache):
+        if name not in wanted:  # a layer that is not asked for; it is mapped, not read
+            continue
         if tensor.numel() <= SMALL:
             check_values(name, tensor, stored.path)
         for part, value in _parts(name, tensor, wanted[name].dtype, device):
@@ -105,10 +112,10 @@ def _quantised(config: DiTConfig) -> Callable[[str, nn.Linear], nn.Module]:
     return make
 
 
-def _stream(model: MagiDiT, config: DiTConfig) -> dict[str, Tensor]:
+def _stream(model: MagiDiT) -> dict[str, Tensor]:
     """The host memory of all layers, by the tensors' public names."""
     layers = stream(model)
-    return {f"{LAYERS}{i}.{name}": tensor for i in range(config.num_layers) for name, tensor in layers.host(i).items()}
+    return {f"{LAYERS}{i}.{name}": tensor for i in layers.modules for name, tensor in layers.host(i).items()}
 
 
 def _parts(name: str, tensor: Tensor, wanted: torch.dtype, device: str | torch.device) -> Iterator[tuple[str, Tensor]]:

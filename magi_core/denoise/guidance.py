@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from magi_core.config import Sampling
+from magi_core.denoise.window import Window
 from magi_core.model import KVCache, MagiDiT
 from magi_core.model.dit import Pass
 from magi_core.model.memo import Memo, Prompt
@@ -30,31 +31,6 @@ NEAR_CLEAN_WEIGHT = 0.7
 SHARED_TOKENS = 16_384
 """Up to so many tokens in a window, its passes share every layer that is brought from host memory. One pass over more computes for longer
 than a layer takes to arrive, even on an H100; there sharing would gain nothing and hold the hidden states of three passes at once."""
-
-
-@dataclass(frozen=True, eq=False)
-class Window:
-    """D neighbouring chunks as one step gives them to the model. Tuples have D entries, the leftmost chunk first."""
-
-    x: Tensor
-    """[1, C, D * chunk_width, H, W], float32."""
-    times: tuple[float, ...]
-    """0 noise .. 1 clean."""
-    text: tuple[Caption, ...]
-    null: Caption
-    """What chunks are told that are told nothing."""
-    first_chunk: int
-    """Place of the leftmost chunk in the video."""
-    kv_chunks: tuple[tuple[int, int], ...]
-    """The chunks of the video, [start, end), that each chunk sees."""
-    extra: bool = False
-    """The leftmost chunk is clean and goes along only so that its keys and values are stored."""
-    near_clean: bool = False
-    """The leftmost chunk that is being denoised is nearly clean."""
-    step_embedding: float | None = None
-    """The distilled model's step size; None for base models."""
-    write_chunks: int = 0
-    """How many chunks, from left, are stored in the cache."""
 
 
 @dataclass(frozen=True)
@@ -186,19 +162,19 @@ def _distilled(model: MagiDiT, window: Window, cache: KVCache) -> Tensor:
 
 def _pass(model: MagiDiT, window: Window, text: Sequence[Caption], cache: KVCache, *, dropped: bool) -> Tensor:
     """One pass over the window with what came before it: velocity [C, D, chunk_width, H, W]."""
-    return _chunkwise(model.finish([_start(model, window, text, cache, dropped=dropped)])[0], window)
+    return _chunkwise(model.finish([start(model, window, text, cache, dropped=dropped)])[0], window)
 
 
 def _start_part(model: MagiDiT, window: Window, part: Part, cache: KVCache) -> Pass:
     if part.kind == "text":
-        return _start(model, replace(window, write_chunks=0), window.text, cache, dropped=False)
+        return start(model, replace(window, write_chunks=0), window.text, cache, dropped=False)
     if part.kind == "context":
-        return _start(model, window, _untold(window), cache, dropped=True)
-    return _start_alone(model, window, part.chunks, cache.memo)
+        return start(model, window, _untold(window), cache, dropped=True)
+    return start_alone(model, window, part.chunks, cache.memo)
 
 
-def _start(model: MagiDiT, window: Window, text: Sequence[Caption], cache: KVCache, *, dropped: bool) -> Pass:
-    """A pass over the window with what came before it."""
+def start(model: MagiDiT, window: Window, text: Sequence[Caption], cache: KVCache, *, dropped: bool) -> Pass:
+    """A pass over the window with what came before it, up to the first layer; dropped: whether gates are told "no caption"."""
     chunks, tokens = len(window.times), _chunk_tokens(model, window)
     return model.start(
         window.x,
@@ -214,7 +190,7 @@ def _start(model: MagiDiT, window: Window, text: Sequence[Caption], cache: KVCac
     )
 
 
-def _start_alone(model: MagiDiT, window: Window, chosen: Sequence[int], memo: Memo) -> Pass:
+def start_alone(model: MagiDiT, window: Window, chosen: Sequence[int], memo: Memo) -> Pass:
     """A pass over chunks told nothing that see only themselves, each an item of its own, as if the video began with it."""
     return model.start(
         torch.stack([_by_chunk(window)[:, i] for i in chosen]),

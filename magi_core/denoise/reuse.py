@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from magi_core.config import Sampling
-from magi_core.denoise.guidance import Runner, Window, guidance_weights
+from magi_core.denoise.guidance import Runner, guidance_weights
 from magi_core.denoise.session import Session
+from magi_core.denoise.window import Window
 from magi_core.errors import MagiError
 from magi_core.model import KVCache, MagiDiT
 
@@ -110,6 +111,7 @@ def _oldest(window: Window, count: int) -> Window:
     width = window.x.shape[2] // len(window.times)
     return replace(
         window,
+        foresee=lambda: None,  # velocities that are used again lead elsewhere
         x=window.x[:, :, : count * width],
         times=window.times[:count],
         text=window.text[:count],

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,11 +23,12 @@ from torch import Tensor
 from magi_core.config import Sampling
 from magi_core.denoise.checks import check_caption, check_latents, check_size
 from magi_core.denoise.chunk import ChunkCondition, FinishedChunk, Progress
-from magi_core.denoise.guidance import Runner, Window
+from magi_core.denoise.guidance import Runner
 from magi_core.denoise.noise import check_seed, chunk_noise
 from magi_core.denoise.schedule import Schedule, Step, first_new_frame, kv_chunks, prefix_kv_length, step_embedding
 from magi_core.denoise.state import Position, SessionState
 from magi_core.denoise.storage import Stored, read_session, write_session
+from magi_core.denoise.window import Foreseen, Window
 from magi_core.errors import MagiError
 from magi_core.model import KVCache, MagiDiT
 from magi_core.model.numbers import numbers
@@ -109,16 +111,17 @@ class Session:
         position = replace(state.position, drain_at=state.position.end) if self.starved else state.position
         now = self.schedule.step(position.offset, position.end, position.clock)
 
-        x = torch.cat([self._input(state, chunk) for chunk in now.chunks], dim=2)
-        velocity = self.runner.dispatch(self.model, self.sampling, self._window(state, now, x), cache)
+        x = self._latents(state, now)
+        stepped = replace(
+            state, position=replace(position, clock=position.clock + 1, steps_done=position.steps_done + 1), cache=cache
+        )
+        window = replace(self._window(state, now, x), foresee=partial(self._foresee, stepped, now, x, drain))
+        velocity = self.runner.dispatch(self.model, self.sampling, window, cache)
         sizes = [self.schedule.step_sizes[s] for s in now.steps for _ in range(self.sampling.chunk_width)]
         x = x + velocity[:, :, -x.shape[2] :] * numbers(sizes, x.device)[:, None, None]
 
-        position = replace(position, clock=position.clock + 1, steps_done=position.steps_done + 1)
-        latents = dict(zip(now.chunks, torch.split(x, self.sampling.chunk_width, dim=2), strict=True))
-        state, finished = self._after(
-            replace(state, position=position, in_flight=latents, cache=cache), now.chunks.start
-        )
+        position = stepped.position
+        state, finished = self._after(stepped, now, x)
         self.state = self._dry(state) if drain or position.drain_at is not None else state
         cache.keep_from(self.schedule.first_read(position.offset, position.clock))
         return finished
@@ -252,9 +255,31 @@ class Session:
             write_chunks=int(now.extra),
         )
 
-    def _after(self, state: SessionState, leftmost: int) -> tuple[SessionState, FinishedChunk | None]:
-        """Take the leftmost chunk out if it is clean now, and let go of what no later step needs."""
-        oldest = state.position.oldest(self.schedule)
+    def _foresee(self, stepped: SessionState, now: Step, x: Tensor, drain: bool) -> Foreseen | None:
+        """The step after ``now``, which x goes into; None where none follows, or only once more is planned."""
+        after, _ = self._after(stepped, now, x)
+        position = after.position
+        starved = position.starved(self.schedule)
+        if not position.steps_left(self.schedule) or (starved and not drain):
+            return None
+        if starved:
+            position = replace(position, drain_at=position.end)
+        then = self.schedule.step(position.offset, position.end, position.clock)
+        window = self._window(after, then, self._latents(after, then))
+        chunks = range(window.first_chunk, then.chunks.stop)
+        sources = [now.chunks.index(chunk) if chunk in now.chunks else None for chunk in chunks]
+        return Foreseen(
+            window,
+            sources=tuple(None if i is None else i + now.extra for i in sources),
+            sizes=tuple(0.0 if i is None else self.schedule.step_sizes[now.steps[i]] for i in sources),
+            held=tuple(after.held[chunk].shape[2] if chunk in after.held else 0 for chunk in chunks),
+        )
+
+    def _after(self, state: SessionState, now: Step, x: Tensor) -> tuple[SessionState, FinishedChunk | None]:
+        """Where x, of the chunks in flight, comes out of ``now``: take the leftmost one out if it is clean, let go of what no later step needs."""
+        by_chunk = zip(now.chunks, torch.split(x, self.sampling.chunk_width, dim=2), strict=True)
+        state = replace(state, in_flight=dict(by_chunk))
+        leftmost, oldest = now.chunks.start, state.position.oldest(self.schedule)
         finished, clean = None, dict(state.clean)
         if oldest > leftmost:
             latents = state.in_flight[leftmost]
@@ -280,6 +305,10 @@ class Session:
         return replace(
             state, position=position.next_run(self.schedule), held=_from(position.end, state.held), cache=None
         )
+
+    def _latents(self, state: SessionState, now: Step) -> Tensor:
+        """The chunks in flight, as the model is shown them."""
+        return torch.cat([self._input(state, chunk) for chunk in now.chunks], dim=2)
 
     def _input(self, state: SessionState, chunk: int) -> Tensor:
         """What the model is shown of a chunk: its latents, or noise, behind the frames that are held (spec 8.4.4)."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
@@ -38,7 +38,7 @@ ALIGNMENT = 256
 def stream(model: MagiDiT) -> StreamedLayers:
     """Exchange a model's layers, which have no memory yet, for ones whose weights stay in host memory, and give these."""
     blocks = model.videodit_blocks
-    streamed = StreamedLayers(blocks.get_submodule("layers").children())
+    streamed = StreamedLayers({int(name): layer for name, layer in blocks.get_submodule("layers").named_children()})
     del blocks.layers
     blocks.layers = streamed
     return streamed
@@ -66,16 +66,16 @@ class Slab:
 class StreamedLayers:
     """Layers whose weights wait in host memory, pinned where there is a CUDA device. For inference: they do not learn.
 
-    ``modules`` are on the meta device; the tensors of ``host(i)`` are to be filled before the first pass.
+    ``modules``, by number and ascending, are on the meta device; the tensors of ``host(i)`` are to be filled before the first pass.
     """
 
     on_host = True
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self.modules = [module.requires_grad_(False).eval() for module in modules]
-        self._slabs = [Slab(module.state_dict()) for module in self.modules]
+    def __init__(self, modules: Mapping[int, nn.Module]) -> None:
+        self.modules = {number: module.requires_grad_(False).eval() for number, module in modules.items()}
+        self._slabs = {number: Slab(module.state_dict()) for number, module in self.modules.items()}
         if torch.cuda.is_available():
-            for slab in self._slabs:
+            for slab in self._slabs.values():
                 _pin(slab.bytes, self)
 
     def host(self, layer: int) -> dict[str, Tensor]:
@@ -87,18 +87,19 @@ class StreamedLayers:
         slots = [self._slot(device) for _ in range(SLOTS)]
         arrivals = Arrivals(device)
         try:
-            for i in range(min(SLOTS, len(self._slabs))):
-                arrivals.copy(slots[i], self._slabs[i].bytes)
-            for i, (module, slab) in enumerate(zip(self.modules, self._slabs, strict=True)):
+            slabs = list(self._slabs.values())
+            for slot, slab in zip(slots, slabs, strict=False):
+                arrivals.copy(slot, slab.bytes)
+            for i, (module, slab) in enumerate(zip(self.modules.values(), slabs, strict=True)):
                 arrivals.wait()
                 yield partial(_call, module, slab.views(slots[i % SLOTS]))
-                if i + SLOTS < len(self._slabs):
-                    arrivals.copy(slots[i % SLOTS], self._slabs[i + SLOTS].bytes)
+                if i + SLOTS < len(slabs):
+                    arrivals.copy(slots[i % SLOTS], slabs[i + SLOTS].bytes)
         finally:
             arrivals.finish()
 
     def _slot(self, device: torch.device) -> Tensor:
-        return torch.empty(max(len(slab.bytes) for slab in self._slabs), dtype=torch.uint8, device=device)
+        return torch.empty(max(len(slab.bytes) for slab in self._slabs.values()), dtype=torch.uint8, device=device)
 
 
 def _call(module: nn.Module, weights: dict[str, Tensor], x: Tensor, shared: Any) -> Tensor:

@@ -113,9 +113,9 @@ class KVCache:
         """The cache that ``state`` was taken of."""
         cache = cls()
         chunks = state["chunks"].tolist()
-        for layer in range(len(state) - 1):
-            for chunk, rows in zip(chunks, state[f"layer_{layer}"], strict=True):
-                cache.write(layer, chunk, rows)
+        for name in (name for name in state if name != "chunks"):
+            for chunk, rows in zip(chunks, state[name], strict=True):
+                cache.write(int(name.removeprefix("layer_")), chunk, rows)
         return cache
 
     def _layer(self, layer: int) -> _Layer:

@@ -144,12 +144,17 @@ class MagiDiT(nn.Module):
 
         It comes out what one after the other would give, passes over one cache included.
         """
+        self.through(passes)
+        return [self.velocity(each) for each in passes]
+
+    def through(self, passes: Sequence[Pass]) -> None:
+        """Take passes through the layers that there are."""
         for layer in self.videodit_blocks.layers.on(passes[0].hidden.device):
             for each in passes:
                 each.hidden = layer(each.hidden, each.context)
-        return [self._velocity(each) for each in passes]
 
-    def _velocity(self, done: Pass) -> Tensor:
+    def velocity(self, done: Pass) -> Tensor:
+        """What a pass that is through all layers gives."""
         with _without_autocast(done.hidden.device):
             (values,) = in_tiles(self._values, done.hidden)
             velocity = unpatchify(values.reshape(*done.grid, -1), self.config)

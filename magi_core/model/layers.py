@@ -6,7 +6,7 @@ order, each ready to be called until the next is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -33,3 +33,18 @@ class ResidentLayers(nn.ModuleList):
 
     def on(self, device: torch.device) -> Iterable[Layer]:
         return self
+
+
+class SomeLayers(nn.ModuleDict):
+    """Some of a transformer's layers, by the numbers that they have in the whole one; a pass goes through these only."""
+
+    on_host = False
+
+    def on(self, device: torch.device) -> Iterable[Layer]:
+        return self.values()
+
+
+def keep_layers(blocks: nn.Module, numbers: Sequence[int]) -> None:
+    """Leave a transformer's ``blocks`` only these of its layers, ascending."""
+    layers = dict(blocks.get_submodule("layers").named_children())
+    blocks.layers = SomeLayers({str(number): layers[str(number)] for number in numbers})

@@ -22,16 +22,21 @@ from torch import Tensor
 from magi_core.checkpoint.find import CheckpointFiles
 from magi_core.checkpoint.load import load_dit
 from magi_core.config import Sampling
-from magi_core.denoise.guidance import Runner, Window
+from magi_core.denoise.guidance import Runner
+from magi_core.denoise.window import Window
 from magi_core.errors import MagiError
 from magi_core.kernels import attention
 from magi_core.lora import Lora, read, use
 from magi_core.memory.streaming import Place
 from magi_core.model import KVCache, MagiDiT
 from magi_core.parallel.launch import Crew, InProcess, Spawned
+from magi_core.parallel.units import share_of
 from magi_core.parallel.wire import Packed, pack, unpack
-from magi_core.parallel.worker import Build, Strategy, WindowMessage, Worker
+from magi_core.parallel.worker import Build, ForeseenMessage, Strategy, WindowMessage, Worker
 from magi_core.text.caption import Caption
+
+PLAIN = [field.name for field in fields(Window) if field.name not in ("x", "text", "null", "foresee")]
+"""What a window says in numbers."""
 
 
 def start(build: Build, devices: Sequence[str], strategy: Strategy | None = None) -> Engine:
@@ -41,7 +46,8 @@ def start(build: Build, devices: Sequence[str], strategy: Strategy | None = None
     not fit its device.
     """
     make = partial(Worker, build=build, strategy=strategy or Strategy())
-    return Engine(Spawned(make, devices) if len(devices) > 1 else InProcess(make, *devices))
+    crew = Spawned(make, devices) if len(devices) > 1 else InProcess(make, *devices)
+    return Engine(crew, ahead=strategy is not None and strategy.pipeline > 1)
 
 
 @dataclass(frozen=True)
@@ -57,9 +63,17 @@ class FromFiles:
     fp8: bool = False
     loras: tuple[Lora, ...] = ()
 
-    def __call__(self, device: torch.device) -> MagiDiT:
-        attend = attention(self.attention, device)
-        model = load_dit(self.files, device=device, dtype=self.dtype, attend=attend, weights=self.weights, fp8=self.fp8)
+    def __call__(self, device: torch.device, part: tuple[int, int] = (0, 1)) -> MagiDiT:
+        layers = share_of(self.files.config.dit.num_layers, *part)
+        model = load_dit(
+            self.files,
+            device=device,
+            dtype=self.dtype,
+            attend=attention(self.attention, device),
+            weights=self.weights,
+            fp8=self.fp8,
+            layers=None if part == (0, 1) else layers,
+        )
         use(model, read(self.loras, model.config))
         return model
 
@@ -67,8 +81,10 @@ class FromFiles:
 class Engine:
     """Drives a crew of ``Worker``s; close it, or leave its ``with``, to end them."""
 
-    def __init__(self, crew: Crew) -> None:
-        self.crew = crew
+    def __init__(self, crew: Crew, *, ahead: bool = False) -> None:
+        """ahead: the workers stand in a line, and begin a step before the one ahead of it is done."""
+        self.crew, self._ahead = crew, ahead
+        self._begun: Begun | None = None
         self._captions: weakref.WeakKeyDictionary[Caption, int] = weakref.WeakKeyDictionary()
         self._numbers = 0
         self._released: list[int] = []
@@ -97,8 +113,23 @@ class Engine:
         self.close()
 
     def _dispatch(self, model: MagiDiT, sampling: Sampling, window: Window, cache: KVCache) -> Tensor:
+        if self._ahead:
+            return self._advance(sampling, window, _number(cache))
         answers = self.crew.call("dispatch", sampling, self._message(window), _number(cache))
         return unpack(answers[0], window.x.device)
+
+    def _advance(self, sampling: Sampling, window: Window, cache: int) -> Tensor:
+        """The workers are only told to go on where they have begun just this step: to the bit, the same latents."""
+        begun, self._begun = self._begun, None
+        message = None if begun and begun.is_this(sampling, window, cache) else self._message(window)
+        then = window.foresee()
+        following = None
+        if then is not None:
+            following = ForeseenMessage(self._message(then.window), then.sources, then.sizes, then.held)
+        velocity = unpack(self.crew.call("advance", sampling, message, following, cache)[0], window.x.device)
+        if then is not None:
+            self._begun = Begun(sampling, then.after(window.x, velocity), cache)
+        return velocity
 
     def _remember(self, model: MagiDiT, sampling: Sampling, window: Window, cache: KVCache) -> None:
         self.crew.call("remember", sampling, self._message(window), _number(cache))
@@ -123,13 +154,31 @@ class Engine:
         if new:
             parts = {number: (pack(c.embedding), pack(c.mask)) for c, number in new.items()}
             self.crew.call("learn", parts, list(self._captions.values()))
-        plain = {f.name: getattr(window, f.name) for f in fields(Window) if f.name not in ("x", "text", "null")}
+        plain = {name: getattr(window, name) for name in PLAIN}
         text = tuple(self._captions[caption] for caption in window.text)
         return WindowMessage(plain, pack(window.x), text, self._captions[window.null])
 
     def _new_number(self) -> int:
         self._numbers += 1
         return self._numbers
+
+
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """The step that workers in a line have begun already."""
+
+    sampling: Sampling
+    window: Window
+    cache: int
+
+    def is_this(self, sampling: Sampling, window: Window, cache: int) -> bool:
+        mine, asked = (self.window.null, *self.window.text), (window.null, *window.text)
+        return (
+            (self.sampling, self.cache) == (sampling, cache)
+            and all(getattr(self.window, name) == getattr(window, name) for name in PLAIN)
+            and all(one is other for one, other in zip(mine, asked, strict=True))
+            and torch.equal(self.window.x, window.x)
+        )
 
 
 class RemoteCache(KVCache):
@@ -143,8 +192,8 @@ class RemoteCache(KVCache):
         self.crew.call("keep_from", self.number, chunk)
 
     def state(self) -> dict[str, Tensor]:
-        packed: Mapping[str, Packed] = self.crew.call("state", self.number)[0]
-        return {name: unpack(tensor) for name, tensor in packed.items()}
+        parts: list[Mapping[str, Packed] | None] = self.crew.call("state", self.number)
+        return {name: unpack(tensor) for part in parts if part is not None for name, tensor in part.items()}
 
     @property
     def chunks(self) -> tuple[int, ...]:

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from magi_core.cost.work import Work
-from magi_core.denoise.guidance import Part, RunParts, Window, run_parts
+from magi_core.denoise.guidance import Part, RunParts, run_parts
+from magi_core.denoise.window import Window
 from magi_core.model import KVCache, MagiDiT
 from magi_core.parallel.collectives import Group
 

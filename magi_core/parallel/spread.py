@@ -30,12 +30,14 @@ Exchange = Literal["keys", "heads"]
 """What is exchanged in a layer: keys and values for queries that stay (group-cast), or tokens for heads (Ulysses)."""
 
 
-def spread(model: MagiDiT, group: Group, exchange: Exchange, stages: int, attend_lse: AttendLse) -> None:
-    """From now on the model's layers are computed by the whole group; every rank must make the same calls."""
+def spread(
+    model: MagiDiT, numbers: range, group: Group, exchange: Exchange, stages: int, attend_lse: AttendLse
+) -> None:
+    """From now on the model's layers, which have these numbers, are computed by the whole group; every rank must make the same calls."""
     blocks = model.videodit_blocks
     layers = blocks.layers
     del blocks.layers
-    blocks.layers = SpreadLayers(layers, model.config.num_layers, group, exchange, stages, attend_lse)
+    blocks.layers = SpreadLayers(layers, numbers, group, exchange, stages, attend_lse)
 
 
 class SpreadLayers:
@@ -47,14 +49,14 @@ class SpreadLayers:
     on_host = False  # keys and values are read where the cache holds them
 
     def __init__(
-        self, layers: Layers, count: int, group: Group, exchange: Exchange, stages: int, attend_lse: AttendLse
+        self, layers: Layers, numbers: range, group: Group, exchange: Exchange, stages: int, attend_lse: AttendLse
     ) -> None:
-        self.layers, self.count = layers, count
+        self.layers, self.numbers = layers, numbers
         self.group, self.exchange, self.stages, self.attend_lse = group, exchange, stages, attend_lse
 
     def on(self, device: torch.device) -> Iterator[Layer]:
         spreading = Spreading(self)
-        for number, layer in enumerate(self.layers.on(device)):
+        for number, layer in zip(self.numbers, self.layers.on(device), strict=True):
             yield partial(spreading.compute, number, layer)
 
 
@@ -66,13 +68,13 @@ class Spreading:
 
     def compute(self, number: int, layer: Layer, x: Tensor, context: Context) -> Tensor:
         """Layer ``number``; the first one begins the pass, the last one ends it."""
-        if number == 0:
+        if number == self.layers.numbers[0]:
             x = self._begin(x, context)
         attend = TokenAttend(
             self.layers, number, self.layout, self.ranges, context.past, self.tokens, self.before, context.attend
         )
         x = layer(x, replace(self.mine, attend=_either(attend, context.attend, self.ranges)))
-        return self._gather(x) if number == self.layers.count - 1 else x
+        return self._gather(x) if number == self.layers.numbers[-1] else x
 
     def _begin(self, x: Tensor, context: Context) -> Tensor:
         """This rank's cells of x, and what the layers share, as it is for cells."""

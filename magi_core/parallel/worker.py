@@ -12,29 +12,37 @@ from functools import partial
 import torch
 
 from magi_core.config import Sampling
-from magi_core.denoise.guidance import Window, dispatch, remember
+from magi_core.denoise.guidance import dispatch, remember
+from magi_core.denoise.window import Foreseen, Window
 from magi_core.errors import MagiError
 from magi_core.kernels import attention_lse
 from magi_core.model import KVCache, MagiDiT
 from magi_core.parallel.passes import run_on
+from magi_core.parallel.pipeline import Line
 from magi_core.parallel.spread import Exchange, spread
+from magi_core.parallel.units import share_of
 from magi_core.parallel.wire import Packed, pack, unpack
 from magi_core.parallel.world import World
 from magi_core.text.caption import Caption
 
-Build = Callable[[torch.device], MagiDiT]
-"""Makes the model on a worker's device."""
+Build = Callable[[torch.device, tuple[int, int]], MagiDiT]
+"""Makes the model on a worker's device, with part i of n parts of its layers, those of ``share_of``; of (i, n)."""
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """How a model is run by several devices: ``passes`` groups share the passes of guidance, each group's members share every layer."""
+    """How a model is run by several devices: ``passes`` groups share the passes of guidance, or ``pipeline`` groups the layers.
+
+    Each group's members share every layer that the group has.
+    """
 
     passes: int = 1
     """Groups that the passes of guidance are dealt out to; must divide the devices."""
     exchange: Exchange = "keys"
     stages: int = 1
     """Portions in which keys arrive, while those that are there are attended to."""
+    pipeline: int = 1
+    """Groups that hold a part of the layers each, and stand in a line; must divide the devices. Not together with ``passes``."""
 
 
 @dataclass(frozen=True)
@@ -48,20 +56,35 @@ class WindowMessage:
     null: int
 
 
+@dataclass(frozen=True)
+class ForeseenMessage:
+    """A ``Foreseen`` on its way."""
+
+    window: WindowMessage
+    sources: tuple[int | None, ...]
+    sizes: tuple[float, ...]
+    held: tuple[int, ...]
+
+
 class Worker:
     """Rank ``world.rank`` of those who run a model together."""
 
     def __init__(self, world: World, build: Build, strategy: Strategy) -> None:
-        if world.size % strategy.passes:
-            raise MagiError(
-                f"{world.size} devices cannot be split in {strategy.passes} equal groups for the passes of guidance"
-            )
+        for count, what in ((strategy.passes, "the passes of guidance"), (strategy.pipeline, "the layers")):
+            if world.size % count:
+                raise MagiError(f"{world.size} devices cannot be split in {count} equal groups for {what}")
         self.world = world
-        self.model = build(world.device)
-        layers, passes = world.split(strategy.passes)
-        if layers.size > 1:
-            spread(self.model, layers, strategy.exchange, strategy.stages, attention_lse("auto", world.device))
-        self._run = run_on(passes) if strategy.passes > 1 else None
+        together, across = world.split(strategy.passes * strategy.pipeline)
+        part = (across.rank, across.size) if strategy.pipeline > 1 else (0, 1)
+        self.model = build(world.device, part)
+        numbers = share_of(self.model.config.num_layers, *part)
+        if together.size > 1:
+            lse = attention_lse("auto", world.device)
+            spread(self.model, numbers, together, strategy.exchange, strategy.stages, lse)
+        self._run = run_on(across) if strategy.passes > 1 else None
+        self._numbers = numbers
+        self._line = Line(self.model, numbers, across, world.everyone) if strategy.pipeline > 1 else None
+        self._tells = together.rank == 0 if strategy.pipeline > 1 else world.rank == 0
         self._caches: dict[int, KVCache] = {}
         self._captions: dict[int, Caption] = {}
 
@@ -71,8 +94,9 @@ class Worker:
         self._captions = {number: caption for number, caption in (self._captions | new).items() if number in needed}
 
     def place(self, cache: int, state: Mapping[str, Packed]) -> None:
-        """Hold a new cache with this content."""
-        self._caches[cache] = KVCache.from_state({name: self._here(packed) for name, packed in state.items()})
+        """Hold a new cache with this content, of the layers that are here."""
+        here = {"chunks", *(f"layer_{number}" for number in self._numbers)}
+        self._caches[cache] = KVCache.from_state({n: self._here(packed) for n, packed in state.items() if n in here})
 
     def dispatch(self, sampling: Sampling, message: WindowMessage, cache: int) -> Packed | None:
         """The window's velocity, from rank 0."""
@@ -80,26 +104,44 @@ class Worker:
         velocity = run(self.model, sampling, self._window(message), self._caches[cache])
         return pack(velocity) if self.world.rank == 0 else None
 
+    def advance(
+        self, sampling: Sampling, message: WindowMessage | None, then: ForeseenMessage | None, cache: int
+    ) -> Packed | None:
+        """As ``dispatch``, by devices in a line: see ``Line.step``."""
+        window = None if message is None else self._window(message)
+        after = None if then is None else Foreseen(self._window(then.window), then.sources, then.sizes, then.held)
+        velocity = self._in_line.step(sampling, window, after, self._caches[cache])
+        return pack(velocity) if self.world.rank == 0 and velocity is not None else None
+
     def remember(self, sampling: Sampling, message: WindowMessage, cache: int) -> None:
-        remember(self.model, sampling, self._window(message), self._caches[cache])
+        run = self._line.remember if self._line else partial(remember, self.model)
+        run(sampling, self._window(message), self._caches[cache])
 
     def keep_from(self, cache: int, chunk: int) -> None:
         self._caches[cache].keep_from(chunk)
 
     def state(self, cache: int) -> dict[str, Packed] | None:
-        """All that a cache holds, from rank 0: every rank holds the same."""
-        held = self._caches[cache].state().items() if self.world.rank == 0 else None
+        """All that a cache holds, from one of those that hold the same."""
+        held = self._caches[cache].state().items() if self._tells else None
         return None if held is None else {name: pack(tensor) for name, tensor in held}
 
     def chunks(self, cache: int) -> tuple[int, ...]:
         return self._caches[cache].chunks
 
     def drop(self, cache: int) -> None:
+        if self._line:
+            self._line.drop()
         del self._caches[cache]
 
     def sent(self) -> dict[str, int]:
         """Bytes sent to other workers so far, by kind of exchange."""
         return dict(self.world.meter.sent)
+
+    @property
+    def _in_line(self) -> Line:
+        if self._line is None:
+            raise ValueError("these devices do not stand in a line")
+        return self._line
 
     def _here(self, packed: Packed) -> torch.Tensor:
         return unpack(packed, self.world.device)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from magi_core.config import MagiConfig, Sampling
 from magi_core.denoise import ChunkCondition, Session
-from magi_core.denoise.guidance import Runner, Window, dispatch
+from magi_core.denoise.guidance import Runner, dispatch
 from magi_core.denoise.schedule import step_embedding
+from magi_core.denoise.window import Window
 from magi_core.golden import Case, Golden
 from magi_core.model import KVCache, MagiDiT
 from magi_core.text.assembly import chunk_caption, null_caption

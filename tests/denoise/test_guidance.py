@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from magi_core.config import Sampling
-from magi_core.denoise.guidance import Window, dispatch, guidance_weights, remember
+from magi_core.denoise.guidance import dispatch, guidance_weights, remember
+from magi_core.denoise.window import Window
 from magi_core.golden import Golden, compare
 from magi_core.model import KVCache, MagiDiT
 from magi_core.model.dit import Pass

@@ -19,12 +19,14 @@ from magi_core.golden import Golden
 from magi_core.kernels import AttnRange, MaskType, Partial, attend, attend_lse
 from magi_core.kernels.reference import attend_reference
 from magi_core.model import MagiDiT
+from magi_core.model.layers import keep_layers
 from magi_core.parallel import attention as spread_attention
 from magi_core.parallel.attention import attend_shares
 from magi_core.parallel.collectives import Exchange, Group, group_cast, group_reduce, start_cast
 from magi_core.parallel.predict import timeline
 from magi_core.parallel.shard import lay_out, received, share
 from magi_core.parallel.slices import area
+from magi_core.parallel.units import share_of
 from magi_core.parallel.wire import Packed, pack
 from magi_core.parallel.worker import Strategy, Worker
 from magi_core.parallel.world import World
@@ -131,9 +133,11 @@ def begin(world: World, name: str, config: DiTConfig, strategy: Strategy) -> Non
 def begin_recorded(world: World, name: str, folder: str, strategy: Strategy) -> None:
     """The same for the weights of a golden configuration."""
 
-    def build(device: torch.device) -> MagiDiT:
+    def build(device: torch.device, part: tuple[int, int]) -> MagiDiT:
         golden = Golden(Path(folder))
-        return load_dit(golden.weights_path(name), golden.config(name).dit).requires_grad_(False)
+        config = golden.config(name).dit
+        layers = share_of(config.num_layers, *part)
+        return load_dit(golden.weights_path(name), config, layers=layers).requires_grad_(False)
 
     WORKERS[name] = WatchedWorker(world, build, strategy)
 
@@ -142,9 +146,12 @@ def worker(world: World, name: str, method: str, arguments: tuple[Any, ...]) -> 
     return getattr(WORKERS[name], method)(*arguments)
 
 
-def random_model(config: DiTConfig, device: torch.device | str = "cpu") -> MagiDiT:
+def random_model(config: DiTConfig, device: torch.device | str = "cpu", part: tuple[int, int] = (0, 1)) -> MagiDiT:
     torch.manual_seed(0)
-    return MagiDiT(config).requires_grad_(False).to(device)
+    model = MagiDiT(config).requires_grad_(False).to(device)
+    if part != (0, 1):
+        keep_layers(model.videodit_blocks, share_of(config.num_layers, *part))
+    return model
 
 
 class WatchedWorker(Worker):

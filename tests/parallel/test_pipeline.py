@@ -1,0 +1,117 @@
+"""Layers dealt out to processes in a line, against one process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from magi_core.config import DiTConfig, Sampling
+from magi_core.denoise.rewind import rewind
+from magi_core.denoise.session import Session
+from magi_core.errors import MagiError
+from magi_core.parallel.engine import Engine
+from magi_core.parallel.launch import Spawned
+from magi_core.parallel.units import share_of
+from magi_core.parallel.worker import Strategy
+from magi_core.text.assembly import null_caption
+from tests.parallel.jobs import random_model
+from tests.parallel.test_engine import BASE, CONFIG, QUICK, SIZE, Part, condition, distance, make
+
+DEEP = replace(CONFIG, num_layers=4)
+DISTILLED = replace(DEEP, distill=True)
+LONG = replace(BASE, num_steps=8)
+"""Two steps a stage: what is remembered is read in the second."""
+
+
+class Watched(Part):
+    """Counts steps that were begun before they were asked for."""
+
+    steps = begun = 0
+
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        if method == "advance":
+            self.steps += 1
+            self.begun += arguments[1] is None
+        return super().call(method, *arguments)
+
+
+def line(crew: Spawned, config: DiTConfig, strategy: Strategy) -> tuple[Engine, Watched]:
+    name = repr((config, strategy))
+    crew.call("run", "begin", name, config, strategy)
+    workers = Watched(crew, name)
+    return Engine(workers, ahead=True), workers
+
+
+@pytest.mark.parametrize(
+    ("crew", "strategy", "config", "sampling", "kind"),
+    [
+        ("two", Strategy(pipeline=2), DEEP, replace(BASE, window_size=1), "image"),
+        ("two", Strategy(pipeline=2), DEEP, LONG, "video"),
+        ("two", Strategy(pipeline=2), DEEP, BASE, "extension"),
+        ("two", Strategy(pipeline=2), DISTILLED, replace(QUICK, num_steps=8), "text"),
+        ("four", Strategy(pipeline=4), DEEP, LONG, "text"),
+        ("four", Strategy(pipeline=4), DISTILLED, replace(QUICK, window_size=1), "video"),
+        ("four", Strategy(pipeline=2, stages=2), DEEP, BASE, "text"),
+        ("four", Strategy(exchange="heads", pipeline=2), DISTILLED, QUICK, "extension"),
+    ],
+    ids=["image", "video", "extension", "distilled", "four", "four, distilled", "two by two", "two by two, heads"],
+)
+def test_a_generation_equals_that_of_one_process(
+    crew: str, strategy: Strategy, config: DiTConfig, sampling: Sampling, kind: str, request: pytest.FixtureRequest
+) -> None:
+    """Latents, and the keys and values of all layers; the line never ran dry but where more was planned after it stopped."""
+    engine, workers = line(request.getfixturevalue(crew), config, strategy)
+    latents, session = make(config, sampling, kind, engine.runner)
+    expected, alone = make(config, sampling, kind, None)
+    assert distance(latents, expected) < 1e-5
+    assert session.state.cache is not None and alone.state.cache is not None
+    held, wanted = session.state.cache.state(), alone.state.cache.state()
+    assert held.keys() == wanted.keys() and session.state.cache.chunks == alone.state.cache.chunks
+    assert all(distance(held[name], rows) < 1e-5 for name, rows in wanted.items() if name != "chunks")
+    assert workers.begun == workers.steps - (2 if kind == "extension" else 1) > 0
+
+
+def test_what_was_foreseen_and_does_not_come_leaves_no_trace(two: Spawned) -> None:
+    """Another video in between, a step that is done again, and a chunk that is made anew."""
+    engine, workers = line(two, DEEP, Strategy(pipeline=2))
+    model = random_model(DEEP)
+
+    def begun(seed: int) -> Session:
+        session = Session(model, LONG, height=SIZE[0], width=SIZE[1], seed=seed, null=null_caption(model.null_caption))
+        session.add([condition(chunk) for chunk in range(3)])
+        return session
+
+    def walk(*sessions: Session) -> torch.Tensor:
+        finished = {}
+        for number in range(14):
+            for session in (one for one in sessions if not one.done):
+                before = session.state
+                chunk = session.step()
+                if number == 3:
+                    session.state = before  # as if the answer had not arrived
+                    chunk = session.step()
+                if chunk is not None and session is sessions[0]:
+                    finished[chunk.index] = chunk.latents
+            if number == 8:
+                rewind(sessions[0], 1, finished.__getitem__, seed=8)
+        return torch.cat([*finished.values(), *sessions[0].state.in_flight.values()], dim=2)
+
+    expected = walk(begun(3))
+    mine, other = begun(3), begun(4)
+    mine.run_by(engine.runner)
+    other.run_by(engine.runner)
+    assert distance(walk(mine, other), expected) < 1e-5
+    assert workers.begun == 1, "the last step, once the other video is done"
+    alone = begun(3)
+    alone.run_by(engine.runner)
+    assert distance(walk(alone), expected) < 1e-5
+    assert workers.begun > 0
+
+
+def test_layers_are_dealt_out_evenly() -> None:
+    assert [share_of(7, rank, 3) for rank in range(3)] == [range(2), range(2, 4), range(4, 7)]
+    with pytest.raises(MagiError, match="fewer devices"):
+        share_of(3, 0, 4)
