@@ -65,7 +65,7 @@ NODES = """() => window.app.graph.nodes.map((node) => ({
     widgets: Object.fromEntries((node.widgets ?? []).filter((w) => w.type !== 'button').map((w) => [w.name, w.value])),
 }))"""
 FIT = """([ids, readable]) => {
-    const { canvas, graph } = window.app, box = canvas.canvas.getBoundingClientRect();
+    const { canvas } = window.app, { graph } = canvas, box = canvas.canvas.getBoundingClientRect();
     const nodes = graph.nodes.filter((node) => !ids.length || ids.includes(node.id));
     const corners = nodes.map((node) => [...node.pos, node.pos[0] + node.size[0], node.pos[1] + node.size[1]]);
     if (!ids.length)
