@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ from record import write_record
 
 from magi_core.config import PRESETS, Sampling
 from magi_core.cost.machines import H100, RTX4090, Machine
+from magi_core.cost.memory import Use
 from magi_core.cost.work import Work
 from magi_core.denoise.schedule import Schedule
 from magi_core.files import atomic_write
 from magi_core.kernels import AttnRange
+from magi_core.parallel.fit import device_bytes
 from magi_core.parallel.predict import (
     Pass,
     choose,
+    line_flow,
     needed_bytes,
     step_time,
     swapped_bytes,
@@ -36,22 +40,61 @@ MODELS = ("4.5b", "24b", "4.5b-distill", "24b-distill")
 SIZES = {"480x832": 9360, "720x1280": 21600}
 """Tokens of a chunk."""
 RANKS = (2, 4, 8, 16)
+LINES = (2, 4, 8)
+"""Devices one behind the other."""
 MACHINES = {"H100": H100, "4090": RTX4090}
 BEGIN, END = "<!-- figures: python benchmarks/parallel.py -->", "<!-- end of figures -->"
+BEGIN_LINES, END_LINES = "<!-- pipeline: python benchmarks/parallel.py -->", "<!-- end of pipeline -->"
 COLOURS = ("#1f4e9c", "#c8452c", "#2a8c4a", "#8a4fb0")
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
     rows = [row(model, size, ranks) for model in MODELS for size in SIZES for ranks in RANKS]
-    write_record(ROOT / "benchmarks" / "results" / "parallel.json", {"rows": rows})
+    lines = [line(model, devices) for model in MODELS for devices in LINES]
+    write_record(ROOT / "benchmarks" / "results" / "parallel.json", {"rows": rows, "pipeline": lines})
     page = ROOT / "docs" / "parallel.md"
     text = page.read_text(encoding="utf-8")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    text = filled(filled(text, BEGIN, END, table(rows)), BEGIN_LINES, END_LINES, line_table(lines))
     with atomic_write(page) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{after}", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
     with atomic_write(ROOT / "docs" / "images" / "parallel.svg") as temporary:
         temporary.write_text(plot(rows), encoding="utf-8")
+
+
+def filled(text: str, begin: str, end: str, inner: str) -> str:
+    before, after = text.split(begin)[0], text.split(end)[1]
+    return f"{before}{begin}\n\n{inner}\n\n{end}{after}"
+
+
+def line(model: str, devices: int) -> dict[str, Any]:
+    """Layers one behind the other at 720x1280."""
+    preset, strategy, tokens = PRESETS[model], Strategy(pipeline=devices), SIZES["720x1280"]
+    alone = step_time(preset.dit, preset.sampling, tokens, 1, RTX4090, Strategy())
+    found = line_flow(preset.dit, preset.sampling, tokens, devices, RTX4090, strategy)
+    return {
+        "model": model,
+        "devices": devices,
+        "idle_percent": round(100 * found.idle, 1),
+        "times_faster": round(alone.end / found.seconds, 2),
+        "device_gb": {
+            size: round(device_bytes(replace(Use.of(preset), height=h, width=w), strategy) / 1e9, 1)
+            for size, (h, w) in ((size, map(int, size.split("x"))) for size in SIZES)
+        },
+    }
+
+
+def line_table(lines: Sequence[Mapping[str, Any]]) -> str:
+    head = "| model | devices | idle | times faster | GB a device, 480x832 | 720x1280 |\n" + "| --- " * 6 + "|"
+    return "\n".join(
+        [head]
+        + [
+            f"| {one['model']} | {one['devices']} | {one['idle_percent']:.1f} % | {one['times_faster']:.2f} | "
+            + " | ".join(f"{one['device_gb'][size]:.1f}" for size in SIZES)
+            + " |"
+            for one in lines
+        ]
+    )
 
 
 def row(model: str, size: str, ranks: int) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class Devices(io.ComfyNode):
             display_name="MAGI Devices",
             category=CATEGORY,
             description="Lets several GPUs work on one video together. Put it between 'Load MAGI Model' and 'Chunk Denoise' or 'Extend Video'. "
-            "Every GPU must have room for the model.",
+            "A model that does not fit one GPU is dealt out to all.",
             inputs=[
                 io.Model.Input("model", tooltip="From 'Load MAGI Model'."),
                 io.String.Input(
@@ -80,7 +80,8 @@ class Devices(io.ComfyNode):
                     "strategy",
                     WAYS,
                     "What the devices share. auto: whatever is predicted to be fastest. passes: the passes of guidance. keys: every layer, "
-                    "keys and values are exchanged. heads: every layer, attention heads are exchanged.",
+                    "keys and values are exchanged. heads: every layer, attention heads are exchanged. "
+                    "pipeline: each has some of the layers, for models that do not fit one GPU.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model")],

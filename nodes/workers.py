@@ -27,7 +27,7 @@ class Workers:
         session. Raises MagiError where they cannot start or cannot share the model in this way.
         """
         if self._engine is None or not self._engine.alive:
-            strategy = suited(session, self.devices, self.way)
+            strategy = suited(session, self.build, self.devices, self.way)
             self.close()
             self._engine = start(self.build, self.devices, strategy)
         if session.runner != self._engine.runner:

@@ -23,6 +23,6 @@ def shared(making: Making, magi: Magi, devices: list[str]) -> Iterator[None]:
     """Within, the devices run the model, in the way that is predicted to be fastest."""
     place: Place = "streamed" if magi.weights == "streamed" else "resident"
     build = FromFiles(magi.files, magi.dtype, magi.attention, place, magi.fp8, magi.loras)
-    with start(build, devices, suited(making.session, devices)) as engine:
+    with start(build, devices, suited(making.session, build, devices)) as engine:
         making.session.run_by(engine.runner)
         yield

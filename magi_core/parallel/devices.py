@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
+from magi_core.cost.memory import Use
 from magi_core.denoise.session import Session
 from magi_core.errors import MagiError
+from magi_core.parallel.engine import FromFiles
+from magi_core.parallel.fit import device_bytes
 from magi_core.parallel.predict import Way, choose, machine_of
 from magi_core.parallel.worker import Strategy
+
+
+PIXELS = 8
+"""Of a side of a latent."""
 
 
 def parse_devices(text: str, option: str) -> list[str]:
@@ -21,6 +29,8 @@ def parse_devices(text: str, option: str) -> list[str]:
     names = [f"cuda:{name}" if name.isdecimal() else name for name in (part.strip() for part in text.split(","))]
     if not all(re.fullmatch(r"cpu|cuda:\d{1,3}", name) for name in names):
         raise MagiError(f"{option} is {text[:60]!r}; write them like 0,1 or cuda:0,cuda:1 (or cpu,cpu to try it out)")
+    if len({name.partition(":")[0] for name in names}) > 1:
+        raise MagiError(f"{option} is {text!r}; GPUs and the CPU cannot work together, name either")
     twice = [name for name in names if name != "cpu" and names.count(name) > 1]
     if twice:
         raise MagiError(f"{option} is {text!r}; {twice[0]} can be named once only")
@@ -37,8 +47,33 @@ def all_there(devices: Sequence[str], option: str) -> None:
             )
 
 
-def suited(session: Session, devices: Sequence[str], way: Way = "auto") -> Strategy:
-    """The way of working that is predicted to be fastest for a session. Raises MagiError where ``way`` is impossible."""
+def suited(session: Session, build: FromFiles, devices: Sequence[str], way: Way = "auto") -> Strategy:
+    """The way of working that is predicted to be fastest for a session of those that fit the devices.
+
+    build: what the workers will compute with. Raises MagiError where ``way`` is impossible.
+    """
     config, sampling = session.model.config, session.sampling
+    room = min((room_of(device) for device in devices if device.startswith("cuda")), default=0)
+    use = Use(
+        replace(build.files.config, dit=config),
+        session.height * PIXELS,
+        session.width * PIXELS,
+        sampling,
+        weights=build.weights,
+        fp8=build.fp8,
+    )
     tokens = sampling.chunk_width * session.height * session.width // (config.t_patch_size * config.patch_size**2)
-    return choose(config, sampling, tokens, len(devices), machine_of(devices[0]), way)
+    return choose(
+        config,
+        sampling,
+        tokens,
+        len(devices),
+        machine_of(devices[0]),
+        way,
+        lambda strategy: not room or device_bytes(use, strategy) <= room,
+    )
+
+
+def room_of(device: str) -> int:
+    """Bytes of a GPU, all of them: who else is on it now may be gone when workers come. (To ask for the free ones would take some.)"""
+    return int(torch.cuda.get_device_properties(device).total_memory)

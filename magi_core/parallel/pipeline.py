@@ -9,8 +9,8 @@ Notable:
 - The line does not run dry between steps. While the last device still works on a step, the others have begun the next one: what it will
   be follows from the velocities as they come in, unless the plan is changed. Of that next step nothing is remembered before it is asked
   for; if another one is asked for, what was begun is dropped.
-- A device does as many units in a step as there are, wherever it stands in the line, so none waits once the line is full: with window 4
-  up to four devices, with three passes of guidance up to ten.
+- A device does as many units between two answers as a step has, wherever it stands in the line, so none waits once the line is full:
+  with window 4 up to four devices, with three passes of guidance up to ten, if all units take equally long.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from magi_core.denoise.window import Foreseen, Window
 from magi_core.model import KVCache, MagiDiT
 from magi_core.model.dit import Pass
 from magi_core.parallel.collectives import Group
-from magi_core.parallel.units import Unit, units_of
+from magi_core.parallel.units import Unit, leads, units_of
 
-UNDER_WAY = 2
+UNDER_WAY = 3
 """Hidden states that a device may have sent and the next one not taken."""
 
 
@@ -78,6 +78,10 @@ class Line:
         self._begun: Task | None = None
         self._drafts: dict[str, Drafts] = {}
         self._arriving: tuple[Any, Tensor] | None = None
+        self._hidden = torch.empty(0)
+        """The last that arrived."""
+        self._owed = 0
+        """How many more have been sent here already, between two steps."""
         self._leaving: list[tuple[Any, Tensor]] = []
         self._returning: list[tuple[Any, Tensor]] = []
 
@@ -87,12 +91,11 @@ class Line:
 
         window: None for the one that was foreseen in the call before. then: what may be begun meanwhile.
         """
-        now = self._begun if window is None else self._fresh(window, units_of(sampling, window), cache)
-        if now is None:
-            raise ValueError("no step was begun")
+        now = self._continued() if window is None else self._fresh(window, units_of(sampling, window), cache)
         next_one = None if then is None else self._foreseen(sampling, then)
-        behind = self.line.size - 1 - self.line.rank
-        ahead, coming = (0 if next_one is None else min(len(next_one.units), n) for n in (behind, behind + 1))
+        follows = len(next_one.units) if next_one else 0
+        lead = leads([unit.slot for unit in now.units], follows, self.line.size)
+        ahead, coming = lead[self.line.rank], lead[self.line.rank - 1]
         while now.done < len(now.units):
             self._do(now, more=now.done + 1 < len(now.units) + coming)
         self._store(now.window, cache, _remembering(sampling))
@@ -104,7 +107,7 @@ class Line:
                 self._go_on(then, now, next_one, slot)
         else:
             self._drafts = {}
-        self._begun = next_one
+        self._begun, self._owed = next_one, 0 if self._is_first else coming - ahead
         for work, _ in self._returning:
             work.wait()
         self._returning = []
@@ -125,14 +128,21 @@ class Line:
 
     def drop(self) -> None:
         """Give up the step that was begun, and what was kept for it; all devices together."""
-        if self._arriving is not None:
-            self._take(self._arriving[1], more=False)
+        for _ in range(self._owed):
+            self._take(self._hidden, more=False)
+        self._owed = 0
         self._begun, self._drafts = None, {}
 
     def _fresh(self, window: Window, units: Sequence[Unit], cache: KVCache, *, answers: bool = True) -> Task:
         self.drop()
         self._drafts = {kind: Drafts(cache) for kind in ("text", "context")}
         return Task(window, units, list(_by_slot(window)), answers)
+
+    def _continued(self) -> Task:
+        if self._begun is None:
+            raise ValueError("no step was begun")
+        self._owed = 0
+        return self._begun
 
     def _foreseen(self, sampling: Sampling, then: Foreseen) -> Task:
         known = [
@@ -194,6 +204,7 @@ class Line:
         work, hidden = self._arriving or self._expect(like)
         self._arriving = self._expect(like) if more else None
         work.wait()
+        self._hidden = hidden
         return hidden
 
     def _expect(self, like: Tensor) -> tuple[Any, Tensor]:
@@ -201,7 +212,7 @@ class Line:
         return dist.irecv(hidden, self.line.ranks[self.line.rank - 1], group=self.line.handle), hidden
 
     def _send(self, hidden: Tensor) -> None:
-        """Hand a hidden state on; at most two are under way."""
+        """Hand a hidden state on."""
         hidden = hidden.contiguous()
         self.line.meter.count("hidden", len(hidden), hidden)
         work = dist.isend(hidden, self.line.ranks[self.line.rank + 1], group=self.line.handle)

@@ -6,8 +6,8 @@ and are no promise. Transfers run one after the other beside the computation, wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -20,10 +20,11 @@ from magi_core.kernels import AttnRange
 from magi_core.parallel.balance import Problem
 from magi_core.parallel.shard import lay_out, share
 from magi_core.parallel.slices import area
+from magi_core.parallel.wavefront import Flow, flow
 from magi_core.parallel.worker import Strategy
 
-Way = Literal["auto", "passes", "keys", "heads"]
-"""What is shared: whatever is fastest, the passes of guidance, or every layer, by keys or by heads."""
+Way = Literal["auto", "passes", "keys", "heads", "pipeline"]
+"""What is shared: whatever is fastest, the passes of guidance, every layer, by keys or by heads, or the layers one behind the other."""
 MOST_STAGES = 4
 GUIDED = ("text", "context")
 """Passes of guidance that see what came before; in the third each chunk stands alone."""
@@ -159,11 +160,13 @@ def step_time(
 ) -> Timeline:
     """One denoise step of a full window."""
     together = ranks // strategy.passes
+    if strategy.pipeline > 1:
+        found = line_flow(config, sampling, tokens, ranks, machine, strategy)
+        return Timeline(found.seconds, found.idle * found.seconds)
     whole = pass_time(config, window_pass(sampling, tokens), together, machine, strategy)
     if sampling.cfg_number == 1:
         return whole
-    # Chunks stand alone while their weight is not 0, which at the usual settings all but the cleanest of a window do.
-    chunks = max(1, sampling.window_size * 3 // 4)
+    chunks = alone_chunks(sampling)
     one = pass_time(config, alone_pass(1, tokens), together, machine, strategy).end
     loads, alone = [0.0] * strategy.passes, [0] * strategy.passes
     groups: list[list[Timeline]] = [[] for _ in loads]
@@ -181,30 +184,79 @@ def step_time(
     return max(Timeline(sum(t.end for t in group), sum(t.exposed for t in group)) for group in groups)
 
 
-def choose(
-    config: DiTConfig, sampling: Sampling, tokens: int, ranks: int, machine: Machine, way: Way = "auto"
-) -> Strategy:
-    """The fastest strategy to share a model that fits every device; tokens: of a chunk.
+def alone_chunks(sampling: Sampling) -> int:
+    """Chunks of a window that also stand alone: while that has a weight, as it has at the usual settings for all but the cleanest."""
+    return max(1, sampling.window_size * 3 // 4)
 
+
+def line_flow(
+    config: DiTConfig, sampling: Sampling, tokens: int, ranks: int, machine: Machine, strategy: Strategy
+) -> Flow:
+    """A full window's steps through a line of ``strategy.pipeline`` groups."""
+    together, line = ranks // strategy.pipeline, replace(strategy, pipeline=1)
+
+    def seconds(seen: int) -> float:
+        one = Pass((AttnRange(0, tokens, 0, seen * tokens),), 1, tokens, (seen - 1) * tokens)
+        return pass_time(config, one, together, machine, line).end / strategy.pipeline
+
+    units: list[tuple[int, float]] = []
+    window = window_pass(sampling, tokens)
+    for slot, r in enumerate(window.ranges):
+        guided = 1 if sampling.cfg_number == 1 else len(GUIDED)
+        units += [(slot, seconds((r.k_end - r.k_start) // tokens))] * guided
+        if sampling.cfg_number == 3 and slot >= window.chunks - alone_chunks(sampling):
+            units.append((slot, seconds(1)))
+    hop = machine.latency + tokens * Work.of(config).hidden_bytes / machine.link
+    return flow(units, strategy.pipeline, hop)
+
+
+def choose(
+    config: DiTConfig,
+    sampling: Sampling,
+    tokens: int,
+    ranks: int,
+    machine: Machine,
+    way: Way = "auto",
+    fits: Callable[[Strategy], bool] = lambda _: True,
+) -> Strategy:
+    """The fastest strategy to share a model; tokens: of a chunk. fits: whether every device has room for what a strategy gives it.
+
+    Layers one behind the other need the least room; they are chosen only where nothing else fits, or by ``way``.
     Raises MagiError where ``way`` is impossible for so many devices.
     """
     possible = []
     for passes in range(1, ranks + 1 if sampling.cfg_number == 3 else 2):
         if ranks % passes:
             continue
-        together = ranks // passes
-        stages = best_stages(config, window_pass(sampling, tokens), together, machine) if together > 1 else 1
-        possible.append(Strategy(passes, "keys", stages))
-        if together > 1 and config.num_query_groups % together == 0:
-            possible.append(Strategy(passes, "heads"))
-    asked = [strategy for strategy in possible if way == "auto" or ranks == 1 or _way(strategy, ranks) == way]
+        together = _together(config, sampling, tokens, ranks // passes, machine)
+        possible += [replace(strategy, passes=passes) for strategy in together]
+    lines = [
+        replace(strategy, passes=1, pipeline=count)
+        for count in range(2, min(ranks, config.num_layers) + 1)
+        if ranks % count == 0
+        for strategy in _together(config, sampling, tokens, ranks // count, machine)
+    ]
+    if way == "auto":
+        asked = [s for s in possible if fits(s)] or [s for s in lines if fits(s)] or (lines or possible)[-1:]
+    else:
+        asked = [s for s in (*possible, *lines) if ranks == 1 or _way(s, ranks) == way]
     if not asked:
-        others = sorted({_way(strategy, ranks) for strategy in possible} - {"mixed"})
+        others = sorted({_way(strategy, ranks) for strategy in (*possible, *lines)} - {"mixed"})
         raise MagiError(f"{ranks} devices cannot share this model by {way}; possible are auto, {', '.join(others)}")
     return min(asked, key=lambda strategy: step_time(config, sampling, tokens, ranks, machine, strategy).end)
 
 
+def _together(config: DiTConfig, sampling: Sampling, tokens: int, ranks: int, machine: Machine) -> list[Strategy]:
+    """How ``ranks`` devices can share every layer."""
+    if ranks == 1:
+        return [Strategy()]
+    found = [Strategy(stages=best_stages(config, window_pass(sampling, tokens), ranks, machine))]
+    return [*found, Strategy(exchange="heads")] if config.num_query_groups % ranks == 0 else found
+
+
 def _way(strategy: Strategy, ranks: int) -> str:
+    if strategy.pipeline > 1:
+        return "pipeline" if strategy.pipeline == ranks else "mixed"
     if strategy.passes == 1:
         return strategy.exchange
     return "passes" if strategy.passes == ranks else "mixed"

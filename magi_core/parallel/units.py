@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,3 +48,14 @@ def share_of(layers: int, rank: int, ranks: int) -> range:
     if layers < ranks:
         raise MagiError(f"{layers} layers cannot be dealt out to {ranks} devices in a line; use fewer devices")
     return range(rank * layers // ranks, (rank + 1) * layers // ranks)
+
+
+def leads(slots: Sequence[int], following: int, ranks: int) -> list[int]:
+    """By rank, how many of the ``following`` units of the next step it does before it answers for this one's, of the chunks ``slots``.
+
+    A rank that is one place further ahead in the line is one unit ahead, or two: then nobody waits for a transfer or a longer unit. More
+    than the last rank leaves time for would have to wait for the velocities that the next step begins with.
+    """
+    last = ranks - 1
+    first = min(2 * last, len(slots) - slots.count(slots[0]))
+    return [min(following, max(last - rank, -(-first * (last - rank) // last))) for rank in range(ranks)]

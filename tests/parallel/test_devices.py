@@ -47,6 +47,6 @@ def test_the_same_video_by_two_processes_broken_off_and_finished_by_one(
 def test_devices_are_named_by_number_or_in_full() -> None:
     assert parse_devices("0, 1", "--devices") == ["cuda:0", "cuda:1"]
     assert parse_devices("cpu,cpu", "--devices") == ["cpu", "cpu"]
-    for wrong in ("", "0,,1", "gpu", "0,0", "cuda:x"):
+    for wrong in ("", "0,,1", "gpu", "0,0", "cuda:x", "cpu,0"):
         with pytest.raises(MagiError, match="--devices"):
             parse_devices(wrong, "--devices")

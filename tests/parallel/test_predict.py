@@ -8,7 +8,9 @@ import pytest
 
 from magi_core.config import PRESETS, Sampling
 from magi_core.cost.machines import H100, RTX4090
+from magi_core.cost.memory import Use
 from magi_core.cost.work import Work
+from magi_core.parallel.fit import device_bytes
 from magi_core.parallel.launch import Spawned
 from magi_core.parallel.predict import (
     best_stages,
@@ -19,6 +21,7 @@ from magi_core.parallel.predict import (
     timeline,
     window_pass,
 )
+from magi_core.parallel.wavefront import flow
 from magi_core.parallel.worker import Strategy
 
 BASE = PRESETS["4.5b"]
@@ -63,6 +66,33 @@ def test_the_choice_is_the_fastest_and_turns_to_passes_where_links_are_slow() ->
         for ranks in (2, 4, 8):
             best = choose(BASE.dit, BASE.sampling, TOKENS, ranks, machine)
             assert alone / ranks <= step_time(BASE.dit, BASE.sampling, TOKENS, ranks, machine, best).end < alone
+
+
+def test_a_line_does_not_run_dry_while_there_are_as_many_units_as_devices() -> None:
+    """By hand: units of one second. With fewer units than devices a chunk's velocity is what is waited for."""
+    guided = [(slot, 1.0) for slot in range(4) for _ in range(3)]
+    for ranks in (2, 4, 8, 10):
+        assert flow(guided, ranks) == (12, 0)
+    assert flow(guided, 11).idle > 0
+    distilled = [(slot, 1.0) for slot in range(4)]
+    assert flow(distilled, 4) == (4, 0) and flow(distilled, 8) == (8, 0.5)
+    assert flow([(0, 1.0)], 4) == (4, 0.75)
+    assert flow(distilled, 2, hop=0.5).idle == 0, "transfers are hidden too"
+    assert flow([(0, 1.0), (0, 3.0)], 2).seconds >= 4
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_layers_one_behind_the_other_only_where_nothing_else_fits(ranks: int) -> None:
+    big = PRESETS["24b"]
+    use = replace(Use.of(big), height=480, width=832)
+    needed = [device_bytes(use, Strategy(pipeline=count)) for count in (1, 2, 4, 8)]
+    assert needed == sorted(needed, reverse=True) and needed[0] > 50e9 > 24e9 > needed[2]
+    asked = [
+        choose(big.dit, big.sampling, TOKENS, ranks, RTX4090, fits=lambda s, room=room: device_bytes(use, s) <= room)
+        for room in (80e9, 40e9, 24e9, 1e9)
+    ]
+    assert [strategy.pipeline for strategy in asked] == [1, {2: 2, 4: 4, 8: 4}[ranks], min(ranks, 4), ranks]
+    assert choose(big.dit, big.sampling, TOKENS, ranks, H100, "pipeline") == Strategy(pipeline=ranks)
 
 
 def test_real_exchanges_come_in_the_predicted_order(two: Spawned) -> None:
