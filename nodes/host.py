@@ -13,15 +13,15 @@ import folder_paths
 from comfy.utils import ProgressBar
 from server import PromptServer
 
-from magi_core.checkpoint.find import BUILT_IN
+from magi_core.checkpoint import find
 from magi_core.errors import MagiError
 
 from .pace import Step
 
 T = TypeVar("T")
 
-NANO = "magi-nano"
-"""The model that is part of this pack, in every list of models."""
+BUILT_IN = {f"magi-{name}": folder for name, folder in find.BUILT_IN.items()}
+"""The models that are part of this pack, in every list of models."""
 MODELS = "magi"
 """Our folder in ComfyUI's models folder, and its name in extra_model_paths.yaml: public checkpoints as they were downloaded."""
 MARK = f"{MODELS}/"
@@ -37,16 +37,16 @@ def add_model_folder() -> None:
 
 
 def choices(kind: str | None, holds: Callable[[Path], bool]) -> list[str]:
-    """What a loader offers: magi-nano, ComfyUI's safetensors files of a kind, and folders below ``models/magi`` that ``holds`` accepts."""
+    """What a loader offers: what is built in, ComfyUI's safetensors files of a kind, and folders below ``models/magi`` that ``holds`` accepts."""
     files = [name for name in folder_paths.get_filename_list(kind) if name.endswith(".safetensors")] if kind else []
     folders = {name for root in _roots() for name in _folders(root, holds)}
-    return [NANO, *files, *sorted(folders)]
+    return [*BUILT_IN, *files, *sorted(folders)]
 
 
 def chosen(kind: str | None, name: str) -> Path:
     """The path of a choice. Raises MagiError when it is not there (any more)."""
-    if name == NANO:
-        return BUILT_IN["nano"]
+    if name in BUILT_IN:
+        return BUILT_IN[name]
     if name.startswith(MARK):
         inside = name.removeprefix(MARK)
         for root in _roots():

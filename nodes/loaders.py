@@ -226,7 +226,7 @@ class LoadVAE(io.ComfyNode):
         if is_checkpoint(folder):
             files = find_checkpoint(folder)
             folder = belonging(files.vae, files)
-        small = vae == host.NANO or management.get_torch_device().type == "cpu"
+        small = vae in host.BUILT_IN or management.get_torch_device().type == "cpu"
         dtype = PRECISIONS[precision] or (torch.float32 if small else torch.bfloat16)
         network = load_vae(folder, management.unet_offload_device(), dtype)
         held = memory.patcher(memory.Held(network))

@@ -259,7 +259,7 @@ def test_the_shipped_student_does_as_told_in_one_pass_a_step() -> None:
         PRESETS["nano-distilled"], load=".", vae_pretrained="vae", t5_pretrained="t5"
     )
     passes = []
-    magi.dit.register_forward_pre_hook(lambda *_: passes.append(1))
+    magi.dit.x_embedder.register_forward_pre_hook(lambda *_: passes.append(1))
     scores = score(generator_of(magi, magi.config.sampling), ScoreSettings(count=4, tasks=("text",), samples=0))
     assert len(passes) == 4 * (3 + 3) * 2  # videos, stages of a window of four over three chunks, steps of a stage
     assert min(scores.shares[0].colour.value, scores.shares[0].direction.value) >= 0.75
