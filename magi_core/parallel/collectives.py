@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -87,6 +88,31 @@ def group_reduce(
     """
     out: Tensor = _Reduce.apply(parts, send, receive, rows, group)  # type: ignore[no-untyped-call]
     return out
+
+
+def group_merge(
+    out: Tensor, lse: Tensor, send: Sequence[Sequence[Span]], receive: Sequence[int], rows: int, group: Group
+) -> tuple[Tensor, Tensor]:
+    """``group_reduce`` of partial attention: queries went to where keys are, and come back as one output [rows, H, d] and lse [rows, H].
+
+    out [sum(receive), H, d] and lse [sum(receive), H], of one floating type, are what those that arrived saw there, -inf where that is
+    nothing. The parts of a row must be of different keys. Differentiable.
+    """
+    spans = [[end - start for start, end in to] for to in send]
+    ends = list(accumulate((length for to in spans for length in to), initial=0))
+    places = iter(pairwise(ends))
+    apart = [[next(places) for _ in to] for to in spans]  # every part in a row of its own
+    back = group_reduce(torch.cat([out, lse[..., None]], dim=-1), apart, receive, ends[-1], group)
+    part, its = back[..., :-1], back[..., -1]
+    none = torch.arange(0, device=out.device)
+    row = torch.cat([none, *(torch.arange(a, b, device=out.device) for to in send for a, b in to)])
+    top = torch.full((rows, *its.shape[1:]), torch.finfo(its.dtype).min, dtype=its.dtype, device=its.device)
+    top = top.index_reduce(0, row, its.detach(), "amax")
+    weight = (its - top[row]).exp()
+    total = torch.zeros_like(top).index_add(0, row, weight)
+    seen = total.clamp_min(torch.finfo(total.dtype).tiny)
+    merged = out.new_zeros(rows, *part.shape[1:]).index_add(0, row, weight[..., None] * part) / seen[..., None]
+    return merged, torch.where(total > 0, top + seen.log(), -torch.inf)
 
 
 def all_gather(rows: Tensor, group: Group) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -22,7 +23,7 @@ from magi_core.model import MagiDiT
 from magi_core.model.layers import keep_layers
 from magi_core.parallel import attention as spread_attention
 from magi_core.parallel.attention import attend_shares
-from magi_core.parallel.collectives import Exchange, Group, group_cast, group_reduce, start_cast
+from magi_core.parallel.collectives import Exchange, Group, group_cast, group_merge, group_reduce, start_cast
 from magi_core.parallel.predict import timeline
 from magi_core.parallel.shard import lay_out, received, share
 from magi_core.parallel.slices import area
@@ -40,6 +41,10 @@ class Jobs:
 
     def run(self, job: str, *arguments: Any) -> Any:
         return globals()[job](self.world, *arguments)
+
+
+def pid(world: World) -> int:
+    return os.getpid()
 
 
 def collectives(world: World, sends: list[list[list[tuple[int, int]]]], rows: int) -> dict[str, Any]:
@@ -68,6 +73,41 @@ def collectives(world: World, sends: list[list[list[tuple[int, int]]]], rows: in
         "transpose": torch.allclose(total[0], total[1]),
         "cast gradient": torch.allclose(gradient, back),
         "reduce gradient": torch.allclose(reduced, group_cast(x.detach(), send, receive, group)),
+    }
+
+
+def merged(world: World, reads: list[list[list[tuple[int, int]]]], rows: int) -> dict[str, float]:
+    """Queries go to the ranks whose keys they read, reads[rank][there]; what they saw comes back as one. Against one device, in float64."""
+    group, rank, d = world.everyone, world.rank, 4
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(world.size, rows, 2, d, dtype=torch.float64, generator=draw) for _ in range(3))
+    weight, lse_weight = (torch.randn(rows, 2, *tail, dtype=torch.float64, generator=draw) for tail in ((d,), ()))
+
+    def seen(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        scores = torch.einsum("qhd,khd->qhk", q, k)
+        return torch.einsum("qhk,khd->qhd", scores.softmax(-1), v), scores.logsumexp(-1)
+
+    mine = q[rank].clone().requires_grad_()
+    receive = [sum(b - a for a, b in reads[source][rank]) for source in range(world.size)]
+    there = seen(group_cast(mine, reads[rank], receive, group), k[rank], v[rank])
+    out, lse = group_merge(*there, reads[rank], receive, rows, group)
+    mask = torch.zeros(rows, world.size * rows, dtype=torch.bool)
+    for other, spans in enumerate(reads[rank]):
+        for a, b in spans:
+            mask[a:b, other * rows : (other + 1) * rows] = True
+    visible = mask.any(dim=1)
+    alone = q[rank].clone().requires_grad_()
+    scores = torch.einsum("qhd,khd->qhk", alone, k.flatten(0, 1)).masked_fill(~mask[:, None], -1e9)[visible]
+    wanted = torch.einsum("qhk,khd->qhd", scores.softmax(-1), v.flatten(0, 1))
+    (expected,) = torch.autograd.grad(
+        (wanted * weight[visible]).sum() + (scores.logsumexp(-1) * lse_weight[visible]).sum(), alone
+    )
+    (gradient,) = torch.autograd.grad((out * weight).sum() + (lse * lse_weight)[visible].sum(), mine)
+    return {
+        "out": (out[visible] - wanted).abs().max().item(),
+        "lse": (lse[visible] - scores.logsumexp(-1)).abs().max().item(),
+        "gradient": (gradient - expected).abs().max().item(),
+        "unseen": out[~visible].abs().sum().item() + float((lse[~visible] != -torch.inf).sum()),
     }
 
 
