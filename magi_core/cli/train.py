@@ -27,7 +27,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     score = commands.add_parser("score", help="generate from held-back prompts and measure against the exact simulator")
     score.add_argument(
-        "--model", default="nano", help="'nano' (default), a model folder, configuration or safetensors file"
+        "--model",
+        default="nano",
+        help="'nano' (default), 'nano-distilled', a model folder, configuration or safetensors file",
     )
     score.add_argument(
         "-o", "--output", type=Path, default=Path("out/score"), help="folder for table, JSON and picture"

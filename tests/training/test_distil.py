@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 import magi_core
-from magi_core.checkpoint.find import BUILT_IN, find_checkpoint
+from magi_core.checkpoint.find import find_checkpoint
 from magi_core.checkpoint.load import load_dit
+from magi_core.cli.commands import main
 from magi_core.config import PRESETS, Sampling
 from magi_core.denoise import ChunkCondition, Session, Window, dispatch
 from magi_core.errors import MagiError
@@ -252,7 +253,22 @@ def test_distil_finishes_a_model_folder_of_the_released_kind(tmp_path: Path) -> 
         Distillation(cycle=(64, 16))
 
 
-@pytest.mark.skipif(not BUILT_IN["nano-distilled"].is_dir(), reason="magi-nano-distilled is not there")
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--teacher", "nano-distilled"], "base model"),
+        (["--steps", "0"], "above 0"),
+        (["--clips", "nowhere"], "no training clips"),
+    ],
+)
+def test_what_cannot_be_distilled_is_one_line(
+    given: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["distill", *given, "-o", str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_shipped_student_does_as_told_in_one_pass_a_step() -> None:
     magi = magi_core.load("nano-distilled", device="cpu")
     assert find_checkpoint("nano-distilled").config == replace(
