@@ -52,11 +52,19 @@ export function createLive(host) {
         draw();
     }
 
+    const placeNow = () => placeAt(chunks, player.second, run.about.fps);
+
+    /** Whether the picture of a place is still to come: playing goes on when it is there. */
+    function waits(place) {
+        const key = run.about.previews && keyOf(place?.chunk);
+        return Boolean(key) && !strips.get(key) && !strips.failed(key);
+    }
+
     /** Show the player, and the frame it is at as soon as its strip is there. */
     function draw() {
         if (signal.aborted || !isSeen()) return;
         drawPlayer(view, player, run, chunks, t);
-        const place = placeAt(chunks, player.second, run.about.fps), key = keyOf(place?.chunk);
+        const place = placeNow(), key = keyOf(place?.chunk);
         if (run.about.previews) {
             const following = chunks[chunks.indexOf(place?.chunk) + 1];
             strips.want([key, player.playing && keyOf(following)].filter(Boolean));
@@ -85,7 +93,7 @@ export function createLive(host) {
         ticking = 0;
         const elapsed = last === null ? 0 : Math.min(0.25, (now - last) / 1000);
         last = now;
-        player = ticked(player, elapsed, run);
+        if (!waits(placeNow())) player = ticked(player, elapsed, run);
         draw();
         if (!ticking) last = null;
     }

@@ -2,7 +2,8 @@
  * Pictures that are fetched when they are looked at, and of which only a few are kept, whatever the video's length. Knows nothing of a page.
  *
  * Notable:
- * - What is no longer wanted is not fetched any further: dragging over a long video loads what the pointer rests on.
+ * - One is fetched at a time, to its end, and then what is wanted by then: dragging over a long video loads what the pointer rests on, and
+ *   where fetching is slower than wanting something is seen all the same.
  * - The bound is in pixels, since that is what decoded pictures cost (4 bytes each); what is wanted now is kept in any case.
  */
 
@@ -12,36 +13,32 @@
  */
 export function createStripStore({ load, onReady, mostPixels }) {
     const pictures = new Map(); // key -> picture, the one asked for last at the end
-    const loading = new Map(); // key -> AbortController
     const failures = new Set();
+    let wanted = [];
+    let loading = null; // AbortController
 
     function want(keys) {
-        for (const [key, controller] of loading)
-            if (!keys.includes(key)) {
-                controller.abort();
-                loading.delete(key);
-            }
+        wanted = keys;
         const missing = keys.find((key) => !pictures.has(key) && !failures.has(key));
-        if (missing && !loading.size) begin(missing, keys);
+        if (missing && !loading) begin(missing);
     }
 
-    async function begin(key, keys) {
-        const controller = new AbortController();
-        loading.set(key, controller);
+    async function begin(key) {
+        const controller = (loading = new AbortController());
         try {
             const picture = await load(key, controller.signal);
             if (controller.signal.aborted) return picture.close();
             pictures.set(key, picture);
-            bound(keys);
+            bound();
         } catch {
             if (controller.signal.aborted) return;
             failures.add(key);
         }
-        loading.delete(key);
+        loading = null;
         onReady();
     }
 
-    function bound(wanted) {
+    function bound() {
         let pixels = 0;
         for (const [key, picture] of [...pictures].reverse()) {
             pixels += picture.width * picture.height;
@@ -64,9 +61,10 @@ export function createStripStore({ load, onReady, mostPixels }) {
         failed: (key) => failures.has(key),
         kept: () => pictures.size,
         clear() {
-            for (const controller of loading.values()) controller.abort();
+            loading?.abort();
             for (const picture of pictures.values()) picture.close();
-            loading.clear();
+            loading = null;
+            wanted = [];
             pictures.clear();
             failures.clear();
         },
