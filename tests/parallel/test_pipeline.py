@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from magi_core.checkpoint.find import find_checkpoint
+from magi_core.checkpoint.load import load_dit
 from magi_core.config import DiTConfig, Sampling
 from magi_core.denoise.rewind import rewind
 from magi_core.denoise.session import Session
 from magi_core.errors import MagiError
-from magi_core.parallel.engine import Engine
+from magi_core.memory.streaming import Place
+from magi_core.parallel.engine import Engine, FromFiles
 from magi_core.parallel.launch import Spawned
 from magi_core.parallel.units import share_of
 from magi_core.parallel.worker import Strategy
@@ -115,3 +118,29 @@ def test_layers_are_dealt_out_evenly() -> None:
     assert [share_of(7, rank, 3) for rank in range(3)] == [range(2), range(2, 4), range(4, 7)]
     with pytest.raises(MagiError, match="fewer devices"):
         share_of(3, 0, 4)
+
+
+@pytest.mark.parametrize("weights", ["resident", "streamed"])
+def test_a_device_reads_its_own_layers_only(weights: Place) -> None:
+    """Two shares one behind the other are the model, to the bit."""
+    files = find_checkpoint("nano")
+    whole = load_dit(files)
+    build = FromFiles(files, weights=weights)
+    parts = [build(torch.device("cpu"), (i, 2)) for i in range(2)]
+    names = {f"videodit_blocks.layers.{i}." for i in share_of(whole.config.num_layers, 1, 2)}
+    held = [{name for name in part.state_dict() if ".layers." in name} for part in parts]
+    assert weights == "streamed" or (all(name.startswith(tuple(names)) for name in held[1]) and not held[0] & held[1])
+    x = torch.randn(1, whole.config.latent_channels, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    given = {
+        "y": whole.null_caption[None, :5],
+        "y_mask": torch.ones(1, 5),
+        "dropped": True,
+        "chunk_index": [0],
+        "kv_range": [(0, 2 * 4)],
+    }
+    with torch.no_grad():
+        expected = whole(x, torch.zeros(1, 1), **given)
+        passed = parts[0].start(x, torch.zeros(1, 1), **given)
+        for part in parts:
+            part.through([passed])
+        assert torch.equal(parts[1].velocity(passed), expected)
