@@ -33,7 +33,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the first GPU, else the CPU)")
     parser.add_argument(
-        "--devices", metavar="0,1", help="several devices work on the video together: 0,1 or cuda:0,cuda:1"
+        "--devices",
+        metavar="0,1",
+        help="several devices work on the video together: 0,1 or cuda:0,cuda:1, or on a Ray cluster 8xray:cuda@ADDRESS",
     )
     parser.add_argument(
         "--precision",
@@ -83,10 +85,10 @@ def open_asked(arguments: argparse.Namespace) -> Magi:
     if arguments.devices is None:
         return open_model(arguments.model, **given)
     from magi_core.cli.devices import keep_home
-    from magi_core.parallel.devices import parse_devices
+    from magi_core.parallel.devices import home, parse_devices
 
-    first = parse_devices(arguments.devices, "--devices")[0]
-    magi = open_model(arguments.model, **given | {"device": arguments.device or first})
+    devices = parse_devices(arguments.devices, "--devices")
+    magi = open_model(arguments.model, **given | {"device": arguments.device or home(devices)})
     keep_home(magi)
     return magi
 

@@ -13,28 +13,40 @@ from magi_core.denoise.session import Session
 from magi_core.errors import MagiError
 from magi_core.parallel.engine import FromFiles
 from magi_core.parallel.fit import device_bytes
+from magi_core.parallel.launch_ray import on_ray
 from magi_core.parallel.predict import Way, choose, machine_of
 from magi_core.parallel.worker import Strategy
-
 
 PIXELS = 8
 """Of a side of a latent."""
 
 
 def parse_devices(text: str, option: str) -> list[str]:
-    """The devices of "0,1", "cuda:0,cuda:1" or "cpu,cpu"; a number is a CUDA device.
+    """The devices of "0,1", "cuda:0,cuda:1", "cpu,cpu", "8xray:cuda" or "8xray:cuda@10.0.0.1:6379"; a number is a CUDA device.
 
     option: what the user knows it by. Raises MagiError for anything else.
     """
-    names = [f"cuda:{name}" if name.isdecimal() else name for name in (part.strip() for part in text.split(","))]
-    if not all(re.fullmatch(r"cpu|cuda:\d{1,3}", name) for name in names):
-        raise MagiError(f"{option} is {text[:60]!r}; write them like 0,1 or cuda:0,cuda:1 (or cpu,cpu to try it out)")
+    parts = [re.fullmatch(r"(?:([1-9]\d{0,2})x)?(.*)", part.strip()) for part in text.split(",")]
+    named = [(int(part[1] or 1), part[2]) for part in parts if part]
+    names = [f"cuda:{name}" if name.isdecimal() else name for count, name in named for _ in range(count)]
+    if not all(re.fullmatch(r"cpu|cuda:\d{1,3}", name) or on_ray(name) for name in names) or not all(parts):
+        raise MagiError(
+            f"{option} is {text[:60]!r}; write them like 0,1 or cuda:0,cuda:1 (or cpu,cpu to try it out); "
+            "or 8xray:cuda@ADDRESS, for GPUs of a Ray cluster"
+        )
+    if any(map(on_ray, names)) and len(set(names)) > 1:
+        raise MagiError(f"{option} is {text[:60]!r}; devices on Ray must all be the same, like 8xray:cuda@ADDRESS")
     if len({name.partition(":")[0] for name in names}) > 1:
         raise MagiError(f"{option} is {text!r}; GPUs and the CPU cannot work together, name either")
-    twice = [name for name in names if name != "cpu" and names.count(name) > 1]
+    twice = [name for name in names if name.startswith("cuda") and names.count(name) > 1]
     if twice:
         raise MagiError(f"{option} is {text!r}; {twice[0]} can be named once only")
     return names
+
+
+def home(devices: Sequence[str]) -> str | None:
+    """The device of the session that these work for: the first of them; None where it is another host's, for this host's best."""
+    return None if on_ray(devices[0]) else devices[0]
 
 
 def all_there(devices: Sequence[str], option: str) -> None:

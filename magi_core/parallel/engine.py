@@ -30,6 +30,7 @@ from magi_core.lora import Lora, read, use
 from magi_core.memory.streaming import Place
 from magi_core.model import KVCache, MagiDiT
 from magi_core.parallel.launch import Crew, InProcess, Spawned
+from magi_core.parallel.launch_ray import RayCrew, on_ray
 from magi_core.parallel.units import share_of
 from magi_core.parallel.wire import Packed, pack, unpack
 from magi_core.parallel.worker import Build, ForeseenMessage, Strategy, WindowMessage, Worker
@@ -42,11 +43,18 @@ PLAIN = [field.name for field in fields(Window) if field.name not in ("x", "text
 def start(build: Build, devices: Sequence[str], strategy: Strategy | None = None) -> Engine:
     """An engine with one worker a device, like "cuda:0", or "cpu"; a single device needs no process of its own.
 
+    Devices "ray:cuda" or "ray:cpu", all the same, are those of a Ray cluster that is started here for the run; "ray:cuda@10.0.0.1:6379"
+    are those of the cluster at that address, and "ray:cuda@auto" of the one that this host is part of.
+
     build: makes the model in every worker; it is sent there. Raises MagiError where a worker cannot start, say because the model does
     not fit its device.
     """
     make = partial(Worker, build=build, strategy=strategy or Strategy())
-    crew = Spawned(make, devices) if len(devices) > 1 else InProcess(make, *devices)
+    crew: Crew
+    if on_ray(devices[0]):
+        crew = RayCrew(make, devices)
+    else:
+        crew = Spawned(make, devices) if len(devices) > 1 else InProcess(make, *devices)
     return Engine(crew, ahead=strategy is not None and strategy.pipeline > 1)
 
 

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 ROOM_SECONDS = 300.0
 """How long a cluster may take to have room for the workers, and they to meet."""
-MISSED_SECONDS = 5.0
+MISSED_SECONDS = 10.0
 """How long after a failure another worker's end is taken for its cause; Ray tells of it later than of an answer."""
 CODE = Path(__file__).resolve().parents[2]
 """Where this package lies: workers on a host that has it at the same place need not have it installed."""
@@ -64,8 +64,10 @@ class RayCrew:
         if find_spec("ray") is None:
             raise missing_extra("ray", "cluster", "running a model on the hosts of a cluster")
         self.size = len(devices)
+        self._folder = tempfile.TemporaryDirectory(prefix="magi-ray-", ignore_cleanup_errors=True)
         self._driver = Spawned(Cluster, ["cpu"])
-        self._ask("begin", asked, make, self.size)
+        self._asking = False
+        self._ask("begin", asked, make, self.size, self._folder.name)
 
     @property
     def alive(self) -> bool:
@@ -76,13 +78,16 @@ class RayCrew:
         return answers
 
     def close(self) -> None:
-        if self._driver.alive:
+        if self._driver.alive and not self._asking:
             with suppress(MagiError):  # Ray's process is gone already
                 self._driver.call("end")
-        self._driver.close()
+        self._driver.close()  # kills one that is in a call that was broken off; Ray ends the actors of a driver that is gone
+        self._folder.cleanup()
 
     def _ask(self, method: str, *arguments: Any) -> Any:
+        self._asking = True
         ((problem, value),) = self._driver.call(method, *arguments)
+        self._asking = False
         if problem is not None:
             self.close()
             raise MagiError(problem)
@@ -96,13 +101,14 @@ class Cluster:
     """
 
     def __init__(self, world: World) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="magi-ray-", ignore_cleanup_errors=True)
+        self._home = os.getcwd()
         self._members: list[Any] = []
         self._hosts: list[str] = []
 
-    def begin(self, asked: OnRay, make: Make, size: int) -> tuple[str | None, None]:
+    def begin(self, asked: OnRay, make: Make, size: int, folder: str) -> tuple[str | None, None]:
+        """folder: for a cluster's files that is started here."""
         try:
-            self._connect(asked, size)
+            self._connect(asked, size, folder)
             self._place(asked, size)
             self._meet(asked, make)
         except MagiError as error:
@@ -124,26 +130,33 @@ class Cluster:
         for member in self._members:
             ray.kill(member)
         ray.shutdown()
-        self._folder.cleanup()
 
-    def _connect(self, asked: OnRay, size: int) -> None:
+    def _connect(self, asked: OnRay, size: int, folder: str) -> None:
         import ray
 
-        options: dict[str, Any] = {
-            "log_to_driver": False,
-            "logging_level": logging.WARNING,
-            "runtime_env": {"env_vars": {"PYTHONPATH": f"{CODE}{os.pathsep}${{PYTHONPATH}}"}},
-        }
+        os.chdir(
+            CODE
+        )  # Ray has the workers import from where its driver is (a runtime_env would do, at many times the start)
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
         if asked.address:
             options["address"] = asked.address
         else:
-            cores = max(size, os.cpu_count() or 1)
-            options |= {"address": "local", "include_dashboard": False, "num_cpus": cores, "_temp_dir": self._folder.name}
+            options |= {
+                "address": "local",
+                "include_dashboard": False,
+                "num_cpus": max(size, os.cpu_count() or 1),
+                "_temp_dir": folder,
+                "_system_config": {"worker_niceness": 0},  # else anything that this host also does comes first, by far
+            }
         try:
             ray.init(**options)
         except (OSError, RuntimeError, ValueError) as error:
-            where = f"the Ray cluster at {asked.address} cannot be joined" if asked.address else "Ray cannot be started"
-            raise MagiError(f"{where}: {error}") from error
+            if not asked.address:
+                raise MagiError(f"Ray cannot be started: {error}") from error
+            raise MagiError(
+                f"the Ray cluster at {asked.address} cannot be joined: {error}. Is its head there, and of the same version? "
+                "Where it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN before the start"
+            ) from error
         kind = "GPU" if asked.kind == "cuda" else "CPU"
         there = int(ray.cluster_resources().get(kind, 0))
         if there < size:
@@ -174,12 +187,12 @@ class Cluster:
         self._hosts, self._members = [host for host, _ in placed], [members[i] for _, i in placed]
 
     def _meet(self, asked: OnRay, make: Make) -> None:
-        size, folder = len(self._members), os.getcwd()
+        size = len(self._members)
         (port,) = self._answers([self._members[0].open.remote(size)])
         place = (self._hosts[0], port)
         self._answers(
             [
-                member.join.remote(make, rank, size, asked.kind, place, folder)
+                member.join.remote(make, rank, size, asked.kind, place, self._home)
                 for rank, member in enumerate(self._members)
             ]
         )
@@ -199,8 +212,8 @@ class Cluster:
         """Who fails may only have missed another one, who has ended."""
         import ray
 
-        until, failed = time.monotonic() + MISSED_SECONDS, {}
-        waiting = list(references)
+        until, waiting = time.monotonic() + MISSED_SECONDS, list(references)
+        failed: dict[int, Problem] = {}
         while waiting and not any(problem.ended for problem in failed.values()):
             ready, waiting = ray.wait(waiting, timeout=max(0.0, until - time.monotonic()))
             if not ready:
@@ -249,7 +262,7 @@ class Member:
 
     def open(self, size: int) -> tuple[str | None, int | None]:
         """Where all are to meet: a port of this host."""
-        return _said(lambda: self._meeting("0.0.0.0", 0, size, opens=True).port)  # noqa: S104  other hosts are to reach it
+        return _said(lambda: self._meeting(self.host(), 0, size, opens=True).port)
 
     def join(
         self, make: Make, rank: int, size: int, kind: str, place: tuple[str, int], folder: str
