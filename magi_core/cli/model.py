@@ -29,7 +29,9 @@ OPTIONS = ("model", "device", "devices", "precision", "weights", "attention", "r
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The options of ``open_asked`` and ``shared``."""
     parser.add_argument(
-        "--model", default="nano", help="'nano' (default), a checkpoint folder, configuration or safetensors file"
+        "--model",
+        default="nano",
+        help="'nano' (default), 'nano-distilled', a checkpoint folder, configuration or safetensors file",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the first GPU, else the CPU)")
     parser.add_argument(
