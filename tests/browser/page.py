@@ -60,13 +60,13 @@ LISTEN = """() => {
         listen(kind, (detail) => { said.ended = [kind.slice(10), detail]; });
 }"""
 NODES = """() => window.app.graph.nodes.map((node) => ({
-    id: node.id, type: node.type, title: node.title, position: [...node.pos], size: [...node.size],
+    id: Number(node.id), type: node.type, title: node.title, position: [...node.pos], size: [...node.size],
     known: node.type in window.LiteGraph.registered_node_types, red: !!node.has_errors,
     widgets: Object.fromEntries((node.widgets ?? []).filter((w) => w.type !== 'button').map((w) => [w.name, w.value])),
 }))"""
 FIT = """([ids, readable]) => {
     const { canvas } = window.app, { graph } = canvas, box = canvas.canvas.getBoundingClientRect();
-    const nodes = graph.nodes.filter((node) => !ids.length || ids.includes(node.id));
+    const nodes = graph.nodes.filter((node) => !ids.length || ids.includes(Number(node.id)));
     const corners = nodes.map((node) => [...node.pos, node.pos[0] + node.size[0], node.pos[1] + node.size[1]]);
     if (!ids.length)
         corners.push(...graph.groups.map((g) => [g.pos[0], g.pos[1], g.pos[0] + g.size[0], g.pos[1] + g.size[1]]));
