@@ -29,10 +29,10 @@ export function createLive(host) {
     let player = newPlayer(false);
     let run = null, chunks = [];
     let below = 90; // pixels beneath the picture, until they can be measured
+    let seen = false; // as the observer of sizes says: to ask the page would make it lay itself out, for every message
     let ticking = 0, last = null, drawn = "", held = null;
     view.note.before(review.element);
 
-    const isSeen = () => Boolean(view.root.offsetParent);
     const keyOf = (chunk) => chunk?.strip && host.url(chunk.strip);
 
     function show(next) {
@@ -62,7 +62,7 @@ export function createLive(host) {
 
     /** Show the player, and the frame it is at as soon as its strip is there. */
     function draw() {
-        if (signal.aborted || !isSeen()) return;
+        if (signal.aborted || !seen) return;
         drawPlayer(view, player, run, chunks, t);
         const place = placeNow(), key = keyOf(place?.chunk);
         if (run.about.previews) {
@@ -139,7 +139,8 @@ export function createLive(host) {
     }, signal);
 
     const sizes = new ResizeObserver(() => {
-        if (!isSeen()) return;
+        seen = view.below.offsetHeight > 0;
+        if (!seen) return;
         draw(); // nothing was drawn while it was not to be seen
         if (below === view.below.offsetHeight) return; // only wider
         below = view.below.offsetHeight;
