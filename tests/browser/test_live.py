@@ -54,13 +54,20 @@ PIXEL = """(canvas, [x, y]) => {
 
 
 LOOK = """() => {
-    const filming = (view, seen) => {
+    const look = (view, seen) => {
         const text = (name) => view.querySelector(name).textContent, second = view.querySelector('.magi-slider').ariaValueNow;
-        const plays = seen.second !== undefined && seen.second !== second;
+        const now = {
+            plays: 'second' in seen && seen.second !== second,
+            pace: /frames\\/s · \\d+:\\d\\d left/.test(text('.magi-pace')),
+            chunks: parseInt(text('.magi-count')) >= 1,
+            shot: text('.magi-caption') !== '',
+            steps: /chunk \\d+ · \\d+\\/\\d+/.test(text('.magi-flights')) && !!view.querySelector('.magi-noisy'),
+            picture: view.querySelector('canvas').width === 64,
+        };
         seen.second = second;
-        return plays && /frames\\/s · \\d+:\\d\\d left/.test(text('.magi-pace')) && parseInt(text('.magi-count')) >= 1
-            && text('.magi-caption') && /chunk \\d+ · \\d+\\/\\d+/.test(text('.magi-flights')) && view.querySelector('.magi-noisy')
-            && view.querySelector('canvas').width === 64;
+        const running = view.dataset.state === 'running'; // a short run may be over before the page has its first picture
+        for (const name in now) seen[name] ||= now[name] && (running || name === 'picture');
+        seen.films = Object.keys(now).every((name) => seen[name]);
     };
     const seen = window.magiSeen = {};
     clearInterval(window.magiLooks);
@@ -69,8 +76,7 @@ LOOK = """() => {
             const live = widgets?.find((widget) => widget.name === 'live');
             if (!live) continue;
             live.element.dataset.test = id;
-            seen[id] ??= {};
-            seen[id].films ||= filming(live.element, seen[id]);
+            look(live.element, seen[id] ??= {});
         }
     }, 40);
 }"""
