@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
@@ -16,6 +17,7 @@ from magi_core.errors import MagiError
 
 MAX_JSON_BYTES = 16 << 20
 """A 24B checkpoint's index or header has about 0.4 MB; a larger JSON than this is damage or an attack."""
+BLOCK_BYTES = 1 << 20
 
 
 @contextmanager
@@ -48,6 +50,19 @@ def atomic_write(target: Path) -> Iterator[Path]:
 def _cannot_write(target: Path, error: Exception) -> MagiError:
     reason = getattr(error, "strerror", None) or error
     return MagiError(f"cannot write {str(target)!r}: {reason}. Free space, or choose a folder that can be written")
+
+
+def digest_of(*paths: Path) -> str:
+    """SHA-256 of what files hold, one behind the other, in hexadecimal. Raises MagiError where one cannot be read."""
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            with path.open("rb") as stream:
+                while block := stream.read(BLOCK_BYTES):
+                    digest.update(block)
+        except OSError as error:
+            raise MagiError(f"cannot read {path}: {error.strerror or error}") from error
+    return digest.hexdigest()
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

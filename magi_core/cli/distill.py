@@ -8,6 +8,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from magi_core.cli.train import add_length, lasting
+
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     distill = commands.add_parser(
@@ -31,9 +33,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="clips that the teacher was trained with, runs/nano/training/clips (default: make them)",
     )
     distill.add_argument("--world", choices=("narrow", "full"), help="what clips show that are made (default: narrow)")
-    length = distill.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int, help="training steps; reproducible")
-    length.add_argument("--minutes", type=float, help="stop after so long instead of after a number of steps")
+    add_length(distill)
     distill.set_defaults(run=run_distill)
 
 
@@ -44,10 +44,7 @@ def run_distill(arguments: argparse.Namespace) -> int:
     settings = Distillation()
     if arguments.world:
         settings = replace(settings, world=arguments.world)
-    if arguments.minutes is not None:
-        settings = replace(settings, dit=replace(settings.dit, steps=None, minutes=arguments.minutes))
-    elif arguments.steps is not None:
-        settings = replace(settings, dit=replace(settings.dit, steps=arguments.steps))
+    settings = replace(settings, dit=lasting(settings.dit, arguments))
     distil(arguments.teacher, arguments.output, settings, arguments.clips)
     sys.stdout.write(f"{arguments.output} is a model folder: magi generate --model {arguments.output} ...\n")
     return 0

@@ -7,6 +7,10 @@ import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from magi_core.training.dit import DiTSettings
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -19,10 +23,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     train.add_argument(
         "--world", choices=("narrow", "full"), help="what the clips show (default: as magi-nano was trained)"
     )
-    train.add_argument("--steps", type=int, help="steps of the transformer; reproducible")
-    train.add_argument(
-        "--minutes", type=float, help="stop the transformer after so long instead of after a number of steps"
-    )
+    add_length(train)
     train.set_defaults(run=run_train)
 
     score = commands.add_parser("score", help="generate from held-back prompts and measure against the exact simulator")
@@ -42,6 +43,20 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     score.set_defaults(run=run_score)
 
 
+def add_length(parser: argparse.ArgumentParser) -> None:
+    """The options of ``lasting``."""
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, help="training steps of the transformer; reproducible")
+    length.add_argument("--minutes", type=float, help="train it for so long instead of for a number of steps")
+
+
+def lasting(settings: DiTSettings, arguments: argparse.Namespace) -> DiTSettings:
+    """Settings that train for as long as is asked."""
+    if arguments.steps is None and arguments.minutes is None:
+        return settings
+    return replace(settings, steps=arguments.steps, minutes=arguments.minutes)
+
+
 def run_train(arguments: argparse.Namespace) -> int:
     from magi_core.training.train import Training, train
 
@@ -49,10 +64,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     settings = Training()
     if arguments.world:
         settings = replace(settings, world=arguments.world)
-    if arguments.minutes is not None:
-        settings = replace(settings, dit=replace(settings.dit, steps=None, minutes=arguments.minutes))
-    elif arguments.steps is not None:
-        settings = replace(settings, dit=replace(settings.dit, steps=arguments.steps, minutes=None))
+    settings = replace(settings, dit=lasting(settings.dit, arguments))
     train(arguments.output, settings)
     sys.stdout.write(f"{arguments.output} is a model folder: magi generate --model {arguments.output} ...\n")
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from magi_core.errors import MagiError, shorten
+from magi_core.files import digest_of
 from magi_core.lora.files import adapter_files
 
 STRONGEST = 100.0
@@ -60,21 +60,9 @@ class Lora:
 
     def pinned(self) -> Lora:
         """The same, of which only today's file will do; raises MagiError where it cannot be read."""
-        return replace(self, digest=_digest(self.path))
+        return replace(self, digest=digest_of(*adapter_files(self.path)))
 
     def check(self) -> None:
         """Raise MagiError where the file is not the one that was pinned."""
-        if self.digest and _digest(self.path) != self.digest:
+        if self.digest and digest_of(*adapter_files(self.path)) != self.digest:
             raise MagiError(f"the LoRA {self.path} has changed; put the earlier file back, or begin anew with this one")
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        for file in adapter_files(path):
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-    except OSError as error:
-        raise MagiError(f"cannot read the LoRA {path}: {error.strerror or error}") from error
-    return digest.hexdigest()

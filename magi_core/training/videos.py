@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from magi_core.errors import MagiError
-from magi_core.files import atomic_write
+from magi_core.files import atomic_write, digest_of
 from magi_core.images import Frames
 from magi_core.text.caption import Caption
 from magi_core.text.encoder import T5TextEncoder
@@ -173,7 +173,7 @@ def latents_of(path: Path, encoding: Encoding, model: str, file: Path) -> tuple[
     Read from ``file`` (mapped, not copied) where that was made from this video by this ``model``, the digest of ``encoding``; else made.
     Raises MagiError when the video is damaged or shorter than a chunk.
     """
-    source = json.dumps({"video": _digest(path), "encoding": model})
+    source = json.dumps({"video": digest_of(path), "encoding": model})
     stored = _stored(file, source)
     if stored is not None:
         return stored
@@ -219,17 +219,6 @@ def _chunks(frames: Iterator[Frames]) -> Iterator[Frames]:
     """Whole chunks [24, H, W, 3]; what remains at the end is dropped."""
     while len(chunk := list(islice(frames, CHUNK_FRAMES))) == CHUNK_FRAMES:
         yield np.concatenate(chunk)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise MagiError(f"{path} cannot be read: {error.strerror or error}") from error
-    return digest.hexdigest()
 
 
 def _check_size(size: tuple[int, int]) -> None:
