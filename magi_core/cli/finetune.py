@@ -117,22 +117,22 @@ def run_finetune(arguments: argparse.Namespace) -> int:
     from magi_core.training.ranks import launched
 
     logging.getLogger("magi_core").setLevel(logging.INFO)
-    settings = _settings(arguments)
+    settings, lora = _settings(arguments), _lora(arguments)
     files = find_checkpoint(arguments.model)
     height, width = parse_size(arguments.size)
     size = height or files.config.height, width or files.config.width
     output: Path = arguments.output
-    work = output.with_name(f"{output.stem}.{WORK}") if arguments.lora else output / WORK
-    if not arguments.lora:
+    work = output.with_name(f"{output.stem}.{WORK}") if lora else output / WORK
+    if lora is None:
         check_other_folder(files, output)
     stories = _stories(arguments)
     work.mkdir(parents=True, exist_ok=True)
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with launched(device) as ranks, alone(work) if ranks.first else nullcontext():
-        model = frozen(files, ranks.device) if arguments.lora else trainable(files, ranks.device)
+        model = frozen(files, ranks.device) if lora else trainable(files, ranks.device)
         if arguments.recompute:
             recomputed(model)
-        matrices = Matrices(model, _lora(arguments)) if arguments.lora else None
+        matrices = Matrices(model, lora) if lora else None
         with ranks.first_before_others():
             clips = _clips(arguments.folder, files, size, work, ranks.device)
         layouts = layouts_for(files.config.sampling, int(clips.lengths.max()))
@@ -188,7 +188,7 @@ def _settings(arguments: argparse.Namespace) -> FinetuneSettings:
         passes=arguments.passes,
         together=arguments.batch // arguments.passes,
         rate=arguments.rate,
-        rate_times_width=LORA_RATE if arguments.lora else RATE_TIMES_WIDTH,
+        rate_times_width=LORA_RATE if arguments.lora is not None else RATE_TIMES_WIDTH,
         seed=arguments.seed,
         keep_minutes=arguments.keep_minutes,
         autocast=arguments.precision == "bfloat16",
@@ -196,10 +196,20 @@ def _settings(arguments: argparse.Namespace) -> FinetuneSettings:
     )
 
 
-def _lora(arguments: argparse.Namespace) -> LoraSettings:
+def _lora(arguments: argparse.Namespace) -> LoraSettings | None:
+    """What learns in place of the whole model, if that is asked for; raises MagiError where options contradict each other."""
     from magi_core.training.lora import LoraSettings
 
-    return LoraSettings(arguments.lora, arguments.lora_alpha, tuple(arguments.lora_targets))
+    output: Path = arguments.output
+    if output.resolve() == arguments.folder.resolve():
+        raise MagiError(f"--output {output} is the folder of the videos; choose another one for the result")
+    if arguments.lora is not None:
+        return LoraSettings(arguments.lora, arguments.lora_alpha, tuple(arguments.lora_targets))
+    if arguments.lora_alpha is not None or arguments.lora_targets:
+        raise MagiError("--lora-alpha and --lora-targets are for a LoRA; add --lora RANK, usually 16")
+    if output.suffix == ".safetensors":
+        raise MagiError(f"--output {output} is one file, which only a LoRA is; name a folder, or add --lora RANK")
+    return None
 
 
 def _clips(folder: Path, files: CheckpointFiles, size: tuple[int, int], work: Path, device: torch.device) -> ClipSet:
