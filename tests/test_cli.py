@@ -145,6 +145,7 @@ def test_estimate_says_what_a_video_would_cost(capsys: pytest.CaptureFixture[str
         (["finetune", "clips", "--lora-alpha", "3", "-o", "a"], "--lora RANK"),
         (["finetune", "clips", "--lora-targets", "mlp", "-o", "a"], "--lora RANK"),
         (["finetune", "clips", "-o", "a.safetensors"], "a.safetensors"),
+        (["finetune", "clips", "--samples", "-1", "-o", "a"], "--samples is -1"),
         (["finetune", "clips", "-o", "./clips"], "the folder of the videos"),
         (["score", "--count", "0"], "count is 0"),
         (["generate", "--prompt", "a", "--reuse", "-1"], "reuse threshold is -1"),

@@ -181,6 +181,8 @@ def _settings(arguments: argparse.Namespace) -> FinetuneSettings:
         raise MagiError(
             f"--batch {arguments.batch} cannot be cut into {arguments.passes} equal parts; change --batch or --passes"
         )
+    if arguments.samples < 0:
+        raise MagiError(f"--samples is {arguments.samples}; it must be 0, for none, or more")
     steps = STEPS if arguments.steps is None and arguments.minutes is None else arguments.steps
     return FinetuneSettings(
         steps=steps,
