@@ -54,20 +54,13 @@ PIXEL = """(canvas, [x, y]) => {
 
 
 LOOK = """() => {
-    const look = (view, seen) => {
+    const filming = (view, seen) => {
         const text = (name) => view.querySelector(name).textContent, second = view.querySelector('.magi-slider').ariaValueNow;
-        const now = {
-            plays: 'second' in seen && seen.second !== second,
-            pace: /frames\\/s · \\d+:\\d\\d left/.test(text('.magi-pace')),
-            chunks: parseInt(text('.magi-count')) >= 1,
-            shot: text('.magi-caption') !== '',
-            steps: /chunk \\d+ · \\d+\\/\\d+/.test(text('.magi-flights')) && !!view.querySelector('.magi-noisy'),
-            picture: view.querySelector('canvas').width === 64,
-        };
+        const plays = seen.second !== undefined && seen.second !== second;
         seen.second = second;
-        const running = view.dataset.state === 'running'; // a short run may be over before the page has its first picture
-        for (const name in now) seen[name] ||= now[name] && (running || name === 'picture');
-        seen.films = Object.keys(now).every((name) => seen[name]);
+        return plays && /frames\\/s · \\d+:\\d\\d left/.test(text('.magi-pace')) && parseInt(text('.magi-count')) >= 1
+            && text('.magi-caption') && /chunk \\d+ · \\d+\\/\\d+/.test(text('.magi-flights')) && view.querySelector('.magi-noisy')
+            && view.querySelector('canvas').width === 64;
     };
     const seen = window.magiSeen = {};
     clearInterval(window.magiLooks);
@@ -76,7 +69,8 @@ LOOK = """() => {
             const live = widgets?.find((widget) => widget.name === 'live');
             if (!live) continue;
             live.element.dataset.test = id;
-            look(live.element, seen[id] ??= {});
+            seen[id] ??= {};
+            seen[id].films ||= filming(live.element, seen[id]);
         }
     }, 40);
 }"""
@@ -306,14 +300,14 @@ def test_review_themes_and_a_removed_node(page: ComfyPage, pictures: Path) -> No
 def test_every_node_that_films_shows_it(page: ComfyPage) -> None:
     page.load(workflow("endless_extension"))
     first, more = 6, 15
-    page.set_widget(4, "text", "8s: a red circle moves right")
-    page.set_widget(13, "text", "4s: it turns blue")
+    page.set_widget(4, "text", "20s: a red circle moves right")
+    page.set_widget(13, "text", "16s: it turns blue")
     page.set_widget(first, "seed", random.randrange(10**9))
     page.tab.evaluate(LOOK)
     page.press_run()
     assert page.wait_for_end() == "success"
     both = [LiveView(page, node) for node in (first, more)]
-    for live, total in zip(both, ("5 of 5", "7 of 7"), strict=True):
+    for live, total in zip(both, ("17 of 17", "19 of 19"), strict=True):
         live.films()
         live.wait("finished")
         assert live.count.text_content().startswith(total)
