@@ -179,8 +179,12 @@ def add_stream(container: Any, codec: str, rate: Fraction, options: Mapping[str,
 
 def encode(av: Any, stream: Any, frames: Frames, at: int, rate: Fraction) -> Iterator[Any]:
     """Packets of the frames, which are number ``at`` and following of the video."""
+    scaler = (
+        av.video.reformatter.VideoReformatter()
+    )  # one for all: to set it up takes longer than to convert a small frame
     for number, picture in enumerate(frames, at):
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p", dst_colorspace=_BT709)
+        rgb = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        frame = scaler.reformat(rgb, format="yuv420p", dst_colorspace=_BT709)
         frame.pts, frame.time_base = number, 1 / rate
         yield from stream.encode(frame)
 
