@@ -27,8 +27,9 @@ CRF = 16
 ENCODER_THREADS = 4
 """Fixed, because x264's output depends on it."""
 
-_H264 = {"preset": "medium", "bf": "0"}
-"""No B-frames: they would put a fragment's first decoding time before its first frame."""
+_H264 = {"preset": "medium", "bf": "0", "mbtree": "0"}
+"""No B-frames: they would put a fragment's first decoding time before its first frame. No macroblock tree: in small pictures what x264
+makes with it depends on what lay in memory before, so that the same frames give other bytes now and then."""
 _FRAGMENT = "empty_moov+default_base_moof+frag_custom+frag_discont+skip_trailer+use_metadata_tags"
 _BT709 = 1
 _MPEG_RANGE = 1
@@ -179,9 +180,8 @@ def add_stream(container: Any, codec: str, rate: Fraction, options: Mapping[str,
 
 def encode(av: Any, stream: Any, frames: Frames, at: int, rate: Fraction) -> Iterator[Any]:
     """Packets of the frames, which are number ``at`` and following of the video."""
-    scaler = (
-        av.video.reformatter.VideoReformatter()
-    )  # one for all: to set it up takes longer than to convert a small frame
+    # One for all: to set it up takes longer than to convert a small frame, and holds up the denoising (Python's lock is not released).
+    scaler = av.video.reformatter.VideoReformatter()
     for number, picture in enumerate(frames, at):
         rgb = av.VideoFrame.from_ndarray(picture, format="rgb24")
         frame = scaler.reformat(rgb, format="yuv420p", dst_colorspace=_BT709)
