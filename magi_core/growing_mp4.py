@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 
 from magi_core.errors import MagiError, missing_extra
 from magi_core.images import Frames, check_frames
+from magi_core.video_colours import BT709, MPEG_RANGE, rgb_of, to_yuv420
 
 CRF = 16
 """x264's quality: 0 is lossless, 51 the worst; 16 is hard to tell from the original."""
@@ -31,8 +33,6 @@ _H264 = {"preset": "medium", "bf": "0", "mbtree": "0"}
 """No B-frames: they would put a fragment's first decoding time before its first frame. No macroblock tree: in small pictures what x264
 makes with it depends on what lay in memory before, so that the same frames give other bytes now and then."""
 _FRAGMENT = "empty_moov+default_base_moof+frag_custom+frag_discont+skip_trailer+use_metadata_tags"
-_BT709 = 1
-_MPEG_RANGE = 1
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def read_fragment(path: Path, number: int) -> Frames:
         file.seek(wanted.offset)
         alone = io.BytesIO(start + file.read(wanted.size))
     with av.open(alone) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        return np.stack([rgb_of(frame) for frame in container.decode(video=0)])
 
 
 def copy_mp4(source: Path, target: Path, metadata: Mapping[str, str]) -> None:
@@ -146,7 +146,10 @@ def copy_mp4(source: Path, target: Path, metadata: Mapping[str, str]) -> None:
         av.open(str(target), "w", format="mp4", options={"movflags": "faststart+use_metadata_tags"}) as copy,
     ):
         copy.metadata.update(metadata)
-        stream = copy.add_stream_from_template(growing.streams.video[0])
+        source_stream = growing.streams.video[0]
+        stream = copy.add_stream_from_template(source_stream, opaque=True)  # without it PyAV 14 opens an encoder
+        with suppress(AttributeError, RuntimeError):  # PyAV 14 takes a fine one of its own
+            stream.time_base = source_stream.time_base
         for packet in growing.demux(video=0):
             if packet.dts is not None:
                 packet.stream = stream
@@ -173,18 +176,16 @@ def add_stream(container: Any, codec: str, rate: Fraction, options: Mapping[str,
     _, stream.height, stream.width, _ = frames.shape
     stream.pix_fmt = "yuv420p"
     context = stream.codec_context
-    context.colorspace = context.color_primaries = context.color_trc = _BT709
-    context.color_range = _MPEG_RANGE
+    context.colorspace = context.color_primaries = context.color_trc = BT709
+    context.color_range = MPEG_RANGE
     return stream
 
 
 def encode(av: Any, stream: Any, frames: Frames, at: int, rate: Fraction) -> Iterator[Any]:
     """Packets of the frames, which are number ``at`` and following of the video."""
-    # One for all: to set it up takes longer than to convert a small frame, and holds up the denoising (Python's lock is not released).
-    scaler = av.video.reformatter.VideoReformatter()
+    convert = to_yuv420(av)
     for number, picture in enumerate(frames, at):
-        rgb = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        frame = scaler.reformat(rgb, format="yuv420p", dst_colorspace=_BT709)
+        frame = convert(picture)
         frame.pts, frame.time_base = number, 1 / rate
         yield from stream.encode(frame)
 

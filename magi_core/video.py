@@ -27,6 +27,7 @@ from magi_core.errors import MagiError
 from magi_core.growing_mp4 import import_av
 from magi_core.images import Fit, Frames, check_frames, check_size, resize
 from magi_core.plan import checked_fps
+from magi_core.video_colours import rgb_of
 from magi_core.video_files import KINDS, VideoFile, clear_errors
 
 log = logging.getLogger(__name__)
@@ -227,14 +228,14 @@ def _decode(container: Any, stream: Any) -> Iterator[tuple[Fraction, Fraction, A
     for frame in container.decode(stream):
         exact = frame.pts is not None and frame.time_base
         time = frame.pts * frame.time_base if exact else time + usual
-        duration = frame.duration * frame.time_base if exact and frame.duration else usual
+        length = getattr(frame, "duration", 0)  # PyAV 14 has none
+        duration = length * frame.time_base if exact and length else usual
         yield time, duration, frame
 
 
 def _upright(frame: Any) -> Frames:
     """RGB [H,W,3], turned as the file asks for (a multiple of 90 degrees, counter-clockwise)."""
-    rgb: Frames = frame.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(np.rot90(rgb, round(getattr(frame, "rotation", 0) / 90) % 4))
+    return np.ascontiguousarray(np.rot90(rgb_of(frame), round(getattr(frame, "rotation", 0) / 90) % 4))
 
 
 def _half_up(value: Fraction) -> int:

@@ -16,6 +16,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from magi_core.video_colours import rgb_of
 from tests.comfy.server import ROOT, Server
 
 FOLDER = ROOT / "workflows"
@@ -29,7 +30,7 @@ DIMMEST = 0.16
 def read_frames(video: bytes) -> np.ndarray:
     """All frames of a video file, uint8 [T, H, W, 3]."""
     with av.open(io.BytesIO(video)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        return np.stack([rgb_of(frame) for frame in container.decode(video=0)])
 
 
 def enlarged(frame: np.ndarray, side: int) -> Image.Image:
