@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,7 +28,7 @@ from magi_core.parallel.shard import lay_out, received, share
 from magi_core.parallel.slices import area
 from magi_core.parallel.units import share_of
 from magi_core.parallel.wire import Packed, pack
-from magi_core.parallel.worker import Strategy, Worker
+from magi_core.parallel.worker import Build, Strategy, Worker
 from magi_core.parallel.world import World
 
 
@@ -165,20 +164,8 @@ def attention(
     }
 
 
-def begin(world: World, name: str, config: DiTConfig, strategy: Strategy) -> None:
-    """A worker for a model of random weights, beside those that there are; it is spoken to by ``worker``."""
-    WORKERS[name] = WatchedWorker(world, partial(random_model, config), strategy)
-
-
-def begin_recorded(world: World, name: str, folder: str, strategy: Strategy) -> None:
-    """The same for the weights of a golden configuration."""
-
-    def build(device: torch.device, part: tuple[int, int]) -> MagiDiT:
-        golden = Golden(Path(folder))
-        config = golden.config(name).dit
-        layers = share_of(config.num_layers, *part)
-        return load_dit(golden.weights_path(name), config, layers=layers).requires_grad_(False)
-
+def begin(world: World, name: str, build: Build, strategy: Strategy) -> None:
+    """A worker for a model, beside those that there are; it is spoken to by ``worker``."""
     WORKERS[name] = WatchedWorker(world, build, strategy)
 
 
@@ -192,6 +179,14 @@ def random_model(config: DiTConfig, device: torch.device | str = "cpu", part: tu
     if part != (0, 1):
         keep_layers(model.videodit_blocks, share_of(config.num_layers, *part))
     return model
+
+
+def recorded_model(name: str, folder: str, device: torch.device, part: tuple[int, int]) -> MagiDiT:
+    """With the weights of a golden configuration."""
+    golden = Golden(Path(folder))
+    config = golden.config(name).dit
+    layers = share_of(config.num_layers, *part)
+    return load_dit(golden.weights_path(name), config, device=device, layers=layers).requires_grad_(False)
 
 
 class WatchedWorker(Worker):

@@ -12,22 +12,27 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from magi_core.checkpoint.find import find_checkpoint
 from magi_core.config import DiTConfig, Sampling
 from magi_core.denoise.guidance import Runner
 from magi_core.denoise.session import ChunkCondition, Session
 from magi_core.errors import MagiError
 from magi_core.golden import Golden
-from magi_core.parallel.engine import Engine, start
+from magi_core.lora import Lora, write_adapter
+from magi_core.memory.streaming import Place
+from magi_core.parallel.engine import Engine, FromFiles, start
 from magi_core.parallel.launch import Spawned
 from magi_core.parallel.wire import unpack
 from magi_core.parallel.worker import Strategy
 from magi_core.text.assembly import null_caption
 from magi_core.text.caption import Caption
 from magi_core.verify.sampling import loops
+from tests.lora.test_lora import adapter_for
 from tests.model.conftest import assert_recorded
-from tests.parallel.jobs import random_model
+from tests.parallel.jobs import random_model, recorded_model
 
 CONFIG = DiTConfig(
     num_layers=2,
@@ -67,7 +72,7 @@ class Part:
 
 def engine(crew: Spawned, config: DiTConfig, strategy: Strategy) -> Engine:
     name = repr((config, strategy))
-    crew.call("run", "begin", name, config, strategy)
+    crew.call("run", "begin", name, partial(random_model, config), strategy)
     return Engine(Part(crew, name))
 
 
@@ -149,16 +154,35 @@ def test_a_distilled_model_and_bfloat16(exchange: Any, two: Spawned) -> None:
         assert distance(latents, make(config, sampling, "text", None)[0]) < limit
 
 
-def test_recorded_generations_by_two_processes(two: Spawned, golden: Golden) -> None:
+@pytest.mark.parametrize("line", [False, True], ids=["together", "in a line"])
+def test_recorded_generations_by_two_processes(line: bool, two: Spawned, golden: Golden) -> None:
     """The reference's own latents, from recorded noise, within the tolerance of one process."""
     cases = golden.family("loops")
+    cases = cases if "MAGI_GOLDEN" in os.environ else cases[line::2]  # of those shipped either half: they take seconds
     assert cases
-    cases = cases if "MAGI_GOLDEN" in os.environ else cases[::2]  # every other one of those shipped: they take seconds
     for case in cases:
-        name, strategy = case.config, Strategy(passes=2) if "distill" not in case.config else Strategy()
-        two.call("run", "begin_recorded", name, str(golden.folder), strategy)
-        for output, latents in loops(golden, case, Engine(Part(two, name)).runner).items():
+        name, together = case.config, Strategy(passes=2) if "distill" not in case.config else Strategy()
+        build = partial(recorded_model, name, str(golden.folder))
+        two.call("run", "begin", name, build, Strategy(pipeline=2) if line else together)
+        for output, latents in loops(golden, case, Engine(Part(two, name), ahead=line).runner).items():
             assert_recorded(latents, case, output)
+
+
+@pytest.mark.parametrize("weights", ["resident", "streamed"])
+def test_workers_use_loras(weights: Place, two: Spawned, tmp_path: Path) -> None:
+    """Those that have all layers, and those that have some of them only."""
+    save_file(random_model(CONFIG).state_dict(), tmp_path / "dit.safetensors")
+    write_adapter(tmp_path / "lora.safetensors", adapter_for(CONFIG, size=0.02).layers, "tiny", {})
+    nano = find_checkpoint("nano")
+    files = replace(nano, dit=tmp_path / "dit.safetensors", config=replace(nano.config, dit=CONFIG))
+    build = FromFiles(files, weights=weights, loras=(Lora(tmp_path / "lora.safetensors", 0.5),))
+    with start(build, ["cpu"]) as one:
+        expected, _ = make(CONFIG, BASE, "text", one.runner)
+    assert distance(make(CONFIG, BASE, "text", None)[0], expected) > 0.01
+    for strategy in (Strategy(), Strategy(passes=2), Strategy(pipeline=2)):
+        two.call("run", "begin", "adapted", build, strategy)
+        runners = Engine(Part(two, "adapted"), ahead=strategy.pipeline > 1)
+        assert distance(make(CONFIG, BASE, "text", runners.runner)[0], expected) < 1e-5
 
 
 def test_a_saved_session_goes_on_with_other_workers(two: Spawned, four: Spawned, tmp_path: Path) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +20,7 @@ from magi_core.denoise.rewind import rewind
 from magi_core.denoise.session import Session
 from magi_core.errors import MagiError
 from magi_core.memory.streaming import Place
-from magi_core.parallel.engine import Engine, FromFiles
+from magi_core.parallel.engine import Engine, FromFiles, start
 from magi_core.parallel.launch import Spawned
 from magi_core.parallel.units import share_of
 from magi_core.parallel.worker import Strategy
@@ -43,7 +48,7 @@ class Watched(Part):
 
 def line(crew: Spawned, config: DiTConfig, strategy: Strategy) -> tuple[Engine, Watched]:
     name = repr((config, strategy))
-    crew.call("run", "begin", name, config, strategy)
+    crew.call("run", "begin", name, partial(random_model, config), strategy)
     workers = Watched(crew, name)
     return Engine(workers, ahead=True), workers
 
@@ -112,6 +117,46 @@ def test_what_was_foreseen_and_does_not_come_leaves_no_trace(two: Spawned) -> No
     alone.run_by(engine.runner)
     assert distance(walk(alone), expected) < 1e-5
     assert workers.begun > 0
+
+
+def test_in_bfloat16(two: Spawned) -> None:
+    """A chunk at a time is rounded otherwise than a window at a time."""
+    for config, sampling in ((DEEP, BASE), (DISTILLED, QUICK)):
+        half = replace(config, params_dtype=torch.bfloat16)
+        runner = line(two, half, Strategy(pipeline=2))[0].runner
+        assert distance(make(half, sampling, "text", runner)[0], make(half, sampling, "text", None)[0]) < 2e-2
+
+
+def test_a_worker_killed_in_a_step_is_an_error_and_the_video_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait for its hidden states, or its velocities, and do not hang."""
+    model = random_model(DEEP)
+    expected, _ = make(DEEP, BASE, "text", None)
+    session = Session(model, BASE, height=SIZE[0], width=SIZE[1], seed=3, null=null_caption(model.null_caption))
+    session.add([condition(chunk) for chunk in range(4)])
+    found = []
+    with start(partial(random_model, DEEP), ["cpu", "cpu"], Strategy(pipeline=2)) as engine:
+        crew = engine.crew
+        assert isinstance(crew, Spawned)
+        session.run_by(engine.runner)
+        found.append(session.step(drain=False))
+        session.save(Path(crew._folder.name) / "a.session")
+        kept, _, _ = Session.load(Path(crew._folder.name) / "a.session", model)
+        answers, before, pid = crew._answers, session.state, crew.pids[1]
+        assert pid is not None
+
+        def killed() -> list[Any]:
+            os.kill(pid, signal.SIGKILL)  # it was told what to do
+            return answers()
+
+        monkeypatch.setattr(crew, "_answers", killed)
+        begun = time.monotonic()
+        with pytest.raises(MagiError, match=r"worker 1 .*ended unexpectedly"):
+            session.step(drain=False)
+        assert time.monotonic() - begun < 5
+        assert session.state is before and not crew.alive and crew.pids == []
+    found += kept.run(drain=False)
+    latents = [chunk.latents for chunk in found if chunk is not None] + list(kept.state.in_flight.values())
+    assert distance(torch.cat(latents, dim=2), expected) < 1e-5
 
 
 def test_layers_are_dealt_out_evenly() -> None:
