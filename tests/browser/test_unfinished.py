@@ -112,6 +112,10 @@ def test_a_run_is_watched_opened_and_finished(page: ComfyPage, runs: Path, pictu
     assert row.get_by_role("progressbar").get_attribute("aria-valuenow") == str(chunks(folder))
     assert "a red circle moves right · it turns blue · it stops" in row.text_content()
     page.screenshot(pictures / f"unfinished_{'vue' if nodes_2 else 'classic'}.png")
+    page.tab.evaluate("() => app.extensionManager.setting.set('Comfy.ColorPalette', 'light')")
+    page.settle(1)
+    page.screenshot(pictures / f"unfinished_light_{'vue' if nodes_2 else 'classic'}.png")
+    page.tab.evaluate("() => app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")
     with page.tab.context.expect_page() as opened:
         row.get_by_role("link", name="Watch").click()
     video = opened.value
