@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from magi_core.cli.samples import add_samples, sampled, sheets
 from magi_core.cli.train import add_length, lasting
 
 
@@ -34,17 +35,20 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     distill.add_argument("--world", choices=("narrow", "full"), help="what clips show that are made (default: narrow)")
     add_length(distill)
+    add_samples(distill)
     distill.set_defaults(run=run_distill)
 
 
 def run_distill(arguments: argparse.Namespace) -> int:
     from magi_core.training.distil import Distillation, distil
+    from magi_core.training.train import WORK
 
     logging.getLogger("magi_core").setLevel(logging.INFO)
     settings = Distillation()
     if arguments.world:
         settings = replace(settings, world=arguments.world)
-    settings = replace(settings, dit=lasting(settings.dit, arguments))
-    distil(arguments.teacher, arguments.output, settings, arguments.clips)
+    settings = replace(settings, dit=sampled(lasting(settings.dit, arguments), arguments))
+    watch = sheets(arguments.output, arguments.output / WORK, arguments)
+    distil(arguments.teacher, arguments.output, settings, arguments.clips, watch)
     sys.stdout.write(f"{arguments.output} is a model folder: magi generate --model {arguments.output} ...\n")
     return 0

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from magi_core.cli.generate import parse_size
+from magi_core.cli.samples import draw_samples, sheet_file
 from magi_core.errors import MagiError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from magi_core.checkpoint.find import CheckpointFiles
-    from magi_core.pipeline import Magi
     from magi_core.storyboard import Storyboard
     from magi_core.training.dataset import ClipSet
     from magi_core.training.finetune import FinetuneSettings
@@ -145,7 +145,7 @@ def run_finetune(arguments: argparse.Namespace) -> int:
             if stories:
                 made = (output, []) if matrices is None else (arguments.model, [Lora(output)])
                 magi = load(made[0], device=ranks.device, loras=made[1])
-                draw_samples(magi, stories, size, work / "samples" / f"step-{step:06d}.png")
+                draw_samples(magi, stories, size, sheet_file(work, step))
 
         finetune(model, clips, layouts, work, settings, ranks, keep, matrices)
         if ranks.first:
@@ -154,23 +154,6 @@ def run_finetune(arguments: argparse.Namespace) -> int:
             )
             sys.stdout.write(f"{output} is a {kind}: magi generate {use} {output} ...\n")
     return 0
-
-
-def draw_samples(magi: Magi, stories: Sequence[Storyboard], size: tuple[int, int], target: Path) -> None:
-    """A contact sheet of what a model makes of each storyboard, always from the same seeds, as a PNG file."""
-    import numpy as np
-    import torch
-
-    from magi_core.images import contact_sheet, write_png
-
-    rows = []
-    for seed, story in enumerate(stories):
-        made = magi.generate(story, seed=seed, height=size[0], width=size[1])
-        label = " / ".join(dict.fromkeys(shot.prompt for shot in story.shots))
-        rows.append((label, np.concatenate([chunk.frames for chunk in made])))
-    write_png(target, contact_sheet(rows))
-    if magi.device.type == "cuda":
-        torch.cuda.empty_cache()  # training needs it again
 
 
 def _settings(arguments: argparse.Namespace) -> FinetuneSettings:

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from magi_core.cli.samples import add_samples, sampled, sheets
+
 if TYPE_CHECKING:
     from magi_core.training.dit import DiTSettings
 
@@ -24,6 +26,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--world", choices=("narrow", "full"), help="what the clips show (default: as magi-nano was trained)"
     )
     add_length(train)
+    add_samples(train)
     train.set_defaults(run=run_train)
 
     score = commands.add_parser("score", help="generate from held-back prompts and measure against the exact simulator")
@@ -58,14 +61,14 @@ def lasting(settings: DiTSettings, arguments: argparse.Namespace) -> DiTSettings
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    from magi_core.training.train import Training, train
+    from magi_core.training.train import WORK, Training, train
 
     logging.getLogger("magi_core").setLevel(logging.INFO)
     settings = Training()
     if arguments.world:
         settings = replace(settings, world=arguments.world)
-    settings = replace(settings, dit=lasting(settings.dit, arguments))
-    train(arguments.output, settings)
+    settings = replace(settings, dit=sampled(lasting(settings.dit, arguments), arguments))
+    train(arguments.output, settings, sheets(arguments.output, arguments.output / WORK, arguments))
     sys.stdout.write(f"{arguments.output} is a model folder: magi generate --model {arguments.output} ...\n")
     return 0
 

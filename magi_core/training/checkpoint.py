@@ -8,7 +8,7 @@ weights that lie in shards on several devices: another number of devices can go 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from magi_core.errors import MagiError
 from magi_core.files import atomic_write
+
+Keep = Callable[[Mapping[str, Tensor], int], None]
+"""Takes the averaged weights, whole and on the CPU, and the step they are of; called in the first process."""
 
 
 @dataclass

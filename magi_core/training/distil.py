@@ -10,7 +10,7 @@ Notable:
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -28,9 +28,9 @@ from magi_core.model import MagiDiT
 from magi_core.model.embedders import sinusoid
 from magi_core.text.encoder import T5TextEncoder
 from magi_core.text.special_tokens import SpecialTokens
-from magi_core.training.checkpoint import TrainingState, start_state
+from magi_core.training.checkpoint import Keep, TrainingState, start_state
 from magi_core.training.dataset import ClipSet, Mix, make_shards, open_clips
-from magi_core.training.dit import DiTSettings, averaged_model, optimizers, resume, run_steps
+from magi_core.training.dit import DiTSettings, optimizers, resume, run_steps
 from magi_core.training.export import check_other_folder, write_model
 from magi_core.training.layouts import layouts_for
 from magi_core.training.objective import CLEAN_T, squared_errors
@@ -68,11 +68,18 @@ class Distillation:
                 )
 
 
-def distil(teacher: str | Path, out: Path, settings: Distillation, clips: Path | None = None) -> None:
+def distil(
+    teacher: str | Path,
+    out: Path,
+    settings: Distillation,
+    clips: Path | None = None,
+    watch: Callable[[int], None] | None = None,
+) -> None:
     """Make a distilled model of the base model ``teacher`` in the folder ``out``, going on from what is there.
 
     ``out`` becomes a model folder with the teacher's VAE, text encoder and special tokens; states, losses and the loss curve are in
     ``out``/training. clips: a folder of clips as ``make_shards`` writes them; without one they are made in ``out``/training/clips.
+    watch: called with the step whenever ``out`` has got its weights, see ``DiTSettings.keep_steps``.
     Raises MagiError where the teacher is no whole base model or something in ``out`` is damaged.
     """
     files = find_checkpoint(teacher)
@@ -86,13 +93,18 @@ def distil(teacher: str | Path, out: Path, settings: Distillation, clips: Path |
     encoder = T5TextEncoder(t5, max_length=dit.caption_max_length)
     shown = open_clips(clips, encoder, SpecialTokens.load(tokens, dit.caption_channels))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    student = distil_dit(load_dit(files, dtype=torch.float32), sampling, shown, work, settings, device)
     config = replace(
         files.config,
         dit=replace(dit, distill=True),
         sampling=replace(sampling, cfg_number=1, num_steps=min(settings.cycle)),
     )
-    write_model(replace(files, config=config), student.state_dict(), out)
+
+    def keep(weights: Mapping[str, Tensor], step: int) -> None:
+        write_model(replace(files, config=config), weights, out)
+        if watch is not None:
+            watch(step)
+
+    distil_dit(load_dit(files, dtype=torch.float32), sampling, shown, work, settings, keep, device)
 
 
 def _whole(files: CheckpointFiles) -> tuple[Path, Path, Path]:
@@ -105,9 +117,15 @@ def _whole(files: CheckpointFiles) -> tuple[Path, Path, Path]:
 
 
 def distil_dit(
-    teacher: MagiDiT, sampling: Sampling, clips: ClipSet, folder: Path, settings: Distillation, device: str = "cpu"
-) -> MagiDiT:
-    """Teach a student to the end of the schedule, going on from the state in ``folder`` if there is one; returns the averaged student.
+    teacher: MagiDiT,
+    sampling: Sampling,
+    clips: ClipSet,
+    folder: Path,
+    settings: Distillation,
+    keep: Keep,
+    device: str = "cpu",
+) -> None:
+    """Teach a student to the end of the schedule, going on from the state in ``folder`` if there is one.
 
     teacher: a base model, sampling: its guidance. ``folder`` receives what ``train_dit`` writes.
     """
@@ -137,8 +155,7 @@ def distil_dit(
         )
         return squared_errors(velocity, replace(noised, target=target))
 
-    run_steps(state, folder, settings.dit, device, draw, errors)
-    return averaged_model(state, average.config)
+    run_steps(state, folder, settings.dit, device, draw, errors, keep)
 
 
 def start_student(teacher: MagiDiT, folder: Path, settings: Distillation, device: str) -> TrainingState:

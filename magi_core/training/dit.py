@@ -6,6 +6,7 @@ Notable:
 * With ``steps`` the schedule counts steps and a run can be repeated to the bit on one machine; with ``minutes`` it follows the clock,
   so that a run ends in time on a machine that others use as well.
 * bfloat16 autocast, float32 weights and averages.
+* The averaged weights are handed out on the way, to be looked at; nothing of that comes back into the run.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from magi_core.config import DiTConfig
 from magi_core.errors import MagiError
 from magi_core.model import MagiDiT
-from magi_core.training.checkpoint import TrainingState, load_state, save_state, start_state
+from magi_core.training.checkpoint import Keep, TrainingState, load_state, save_state, start_state, whole
 from magi_core.training.dataset import ClipSet, Mix, draw_sample
 from magi_core.training.losses import Losses
 from magi_core.training.objective import (
@@ -67,6 +68,8 @@ class DiTSettings:
     """The learning rate falls linearly to zero over this last share of the run."""
     average: float = 0.995
     save_seconds: float = 300.0
+    keep_steps: int = 500
+    """The averaged weights are given to ``keep`` every so many steps, and at the end; 0: at the end alone."""
     workers: int = 2
     """Layouts worked on at the same time; torch's threads are shared out among them."""
 
@@ -77,6 +80,8 @@ class DiTSettings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise MagiError(f"{name} is {value}; it must be above 0")
+        if self.keep_steps < 0:
+            raise MagiError(f"keep_steps is {self.keep_steps}; it must be 0, for the end alone, or more")
 
 
 @dataclass(frozen=True)
@@ -92,8 +97,10 @@ class Batch:
 AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 
-def train_dit(config: DiTConfig, clips: ClipSet, folder: Path, settings: DiTSettings, device: str = "cpu") -> MagiDiT:
-    """Train to the end of the schedule, going on from the state in ``folder`` if there is one; returns the averaged model.
+def train_dit(
+    config: DiTConfig, clips: ClipSet, folder: Path, settings: DiTSettings, keep: Keep, device: str = "cpu"
+) -> None:
+    """Train to the end of the schedule, going on from the state in ``folder`` if there is one.
 
     Writes ``dit.safetensors`` (the state), ``dit.jsonl`` (losses) and ``dit.png`` (the curve) to ``folder``.
     """
@@ -107,8 +114,7 @@ def train_dit(config: DiTConfig, clips: ClipSet, folder: Path, settings: DiTSett
         model = cast(MagiDiT, state.model)
         return squared_errors(velocities(model, batch.layout, batch.sample.to(device), noised.x, noised.t), noised)
 
-    run_steps(state, folder, settings, device, draw, errors)
-    return averaged_model(state, config)
+    run_steps(state, folder, settings, device, draw, errors, keep)
 
 
 def draw_batch(clips: ClipSet, name: str, count: int, mix: Mix, generator: torch.Generator) -> Batch:
@@ -125,6 +131,7 @@ def run_steps(
     device: str,
     draw: Callable[[torch.Generator], Sequence[AnyBatch]],
     errors: Callable[[AnyBatch], Tensor],
+    keep: Keep,
 ) -> None:
     """Train ``state`` to the end of the schedule; writes what ``train_dit`` says to ``folder``.
 
@@ -146,8 +153,11 @@ def run_steps(
                 save_state(state, path)
                 history.draw(folder / CURVE_FILE)
                 saved = state.seconds
+            if settings.keep_steps and state.step % settings.keep_steps == 0 and _progress(state, settings) < 1:
+                keep(whole(state.ema), state.step)
     save_state(state, path)
     history.draw(folder / CURVE_FILE)
+    keep(whole(state.ema), state.step)
 
 
 @contextmanager
@@ -232,13 +242,6 @@ def train_step(
 def _apply(optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
     optimizer.zero_grad()
-
-
-def averaged_model(state: TrainingState, config: DiTConfig) -> MagiDiT:
-    """A model with the averaged weights."""
-    model = MagiDiT(config)
-    model.load_state_dict(state.ema)
-    return model.eval().requires_grad_(False)
 
 
 def _progress(state: TrainingState, settings: DiTSettings) -> float:

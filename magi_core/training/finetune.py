@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,7 @@ from magi_core.errors import MagiError
 from magi_core.kernels import attend
 from magi_core.model import MagiDiT
 from magi_core.model.layers import Layer, ResidentLayers
-from magi_core.training.checkpoint import TrainingState, load_state, save_state, start_state, whole
+from magi_core.training.checkpoint import Keep, TrainingState, load_state, save_state, start_state, whole
 from magi_core.training.dataset import ClipSet, Mix, draw_sample
 from magi_core.training.dit import Batch
 from magi_core.training.layouts import CYCLE
@@ -43,9 +43,6 @@ RATE_TIMES_WIDTH = 0.06
 LOG_EVERY = 10
 
 log = logging.getLogger(__name__)
-
-Keep = Callable[[Mapping[str, Tensor], int], None]
-"""Takes the averaged weights, whole and on the CPU, and the step they are of; called in the first process."""
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,18 @@ A stage whose result is there already is skipped and an unfinished one goes on, 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from magi_core.config import PRESETS
-from magi_core.model import MagiDiT
 from magi_core.text.encoder import T5TextEncoder
 from magi_core.text.special_tokens import SpecialTokens
 from magi_core.training.dataset import make_shards, open_clips
-from magi_core.training.dit import DiTSettings, averaged_model, start_dit, train_dit
+from magi_core.training.dit import DiTSettings, train_dit
 from magi_core.training.export import write_dit
 from magi_core.training.text import TextTraining, train_text
 from magi_core.training.vae import VAETraining, train_vae
@@ -42,10 +43,11 @@ class Training:
     dit: DiTSettings = DiTSettings(steps=4350)
 
 
-def train(out: Path, settings: Training = Training()) -> None:
+def train(out: Path, settings: Training = Training(), watch: Callable[[int], None] | None = None) -> None:
     """Make a whole magi-nano in the folder ``out``, going on from what is there.
 
-    ``out`` becomes a model folder (config.json, inference_weight/, vae/, t5/, special_tokens.npz); states, clips, losses and the loss
+    ``out`` becomes a model folder (config.json, inference_weight/, vae/, t5/, special_tokens.npz), and is one whenever the transformer
+    is handed out on the way (``DiTSettings.keep_steps``); ``watch`` is then called with the step. States, clips, losses and the loss
     curve are in ``out``/training. Raises MagiError where something there is damaged.
     """
     work = out / WORK
@@ -59,14 +61,10 @@ def train(out: Path, settings: Training = Training()) -> None:
     special = SpecialTokens.load(out / "special_tokens.npz", NANO.dit.caption_channels)
     clips = open_clips(work / "clips", encoder, special)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    export(train_dit(NANO.dit, clips, work, settings.dit, device), out)
 
+    def keep(weights: Mapping[str, Tensor], step: int) -> None:
+        write_dit({name: value.to(torch.float16) for name, value in weights.items()}, NANO, out)
+        if watch is not None:
+            watch(step)
 
-def export(model: MagiDiT, out: Path) -> None:
-    """Write the DiT's weights (float16, public names) and config.json to a model folder."""
-    write_dit({name: value.to("cpu", torch.float16) for name, value in model.state_dict().items()}, NANO, out)
-
-
-def export_state(run: Path, out: Path, settings: DiTSettings) -> None:
-    """Write the DiT of an unfinished run in the folder ``run`` (an ``out`` of ``train``) to the model folder ``out``."""
-    export(averaged_model(start_dit(NANO.dit, run / WORK, settings), NANO.dit), out)
+    train_dit(NANO.dit, clips, work, settings.dit, keep, device)

@@ -1,8 +1,9 @@
-"""``train`` at the smallest size, from the shipped text encoder and VAE; the data set's reproducibility, and the loss curve."""
+"""``train`` at the smallest size, from the shipped text encoder and VAE, with its sample sheets; the data set's reproducibility, and the loss curve."""
 
 from __future__ import annotations
 
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from magi_core.cli.samples import sheets
 from magi_core.config import read_config
 from magi_core.training.curve import draw_curve
 from magi_core.training.dataset import write_shard
@@ -22,7 +24,7 @@ SHIPPED = Path(__file__).parents[2] / "assets" / "nano"
 
 SMALLEST = Training(
     clips=3,
-    dit=DiTSettings(steps=2, batch={"first": 1, "next": 1}),
+    dit=DiTSettings(steps=2, batch={"first": 1, "next": 1}, keep_steps=1),
 )
 
 
@@ -30,7 +32,12 @@ def test_train_finishes_a_model_folder_and_a_second_call_changes_nothing(tmp_pat
     for part in ("t5", "vae"):
         shutil.copytree(SHIPPED / part, tmp_path / part)
     shutil.copy(SHIPPED / "special_tokens.npz", tmp_path)
-    train(tmp_path, SMALLEST)
+    watch = sheets(tmp_path, tmp_path / "training", Namespace(sample=["1s: a red circle moves right"]))
+    train(tmp_path, SMALLEST, watch)
+    drawn = sorted((tmp_path / "training" / "samples").iterdir())
+    assert [sheet.name for sheet in drawn] == ["step-000001.png", "step-000002.png"]
+    pictures = [np.asarray(Image.open(sheet)) for sheet in drawn]
+    assert pictures[0].std() > 0 and not np.array_equal(*pictures), "each of its own step's model"
     weights = tmp_path / "inference_weight" / "model.safetensors"
     made = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.suffix in (".safetensors", ".npz", ".json")}
     assert read_config(tmp_path / "config.json") == NANO
