@@ -6,6 +6,7 @@ Nothing is loaded; only headers are read, unless ``deep`` asks for a look at eve
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -21,12 +22,14 @@ from magi_core.cost.memory import MemoryPlan, Use, plan_memory, proposals, size_
 from magi_core.errors import MagiError
 from magi_core.kernels import backends
 from magi_core.kernels.names import automatic, device_class
+from magi_core.text import gguf
 
 LARGE = 1024
 """Width from which on a transformer is slow on a CPU."""
 OPTIONAL_PACKAGES = {
     "transformers": "text encoder",
     "sentencepiece": "the release's tokeniser",
+    "gguf": "text encoders in GGUF",
     "ftfy": "caption cleaning",
     "bs4": "caption cleaning",
     "av": "video files",
@@ -116,6 +119,9 @@ def check(source: str | Path, deep: bool = False, *, cache: Path | None = None) 
         if path is None:
             continue
         try:
+            if path.suffix == gguf.SUFFIX:
+                parts.append(_gguf_part(name, path))
+                continue
             opened = [open_weights(file) for file in _weight_files(name, path)]
             parts.append(_part(name, path, opened))
             if name == "transformer":
@@ -179,8 +185,20 @@ def _part(name: str, path: Path, opened: list[Weights]) -> Part:
     for weights in opened:
         for info in weights.tensors.values():
             dtypes[str(info.dtype).removeprefix("torch.")] += info.nbytes
-    shares = " + ".join(dtype for dtype, _ in dtypes.most_common())
-    return Part(name, path, sum(w.nbytes for w in opened), sum(w.parameters for w in opened), shares)
+    return Part(name, path, sum(w.nbytes for w in opened), sum(w.parameters for w in opened), _shares(dtypes))
+
+
+def _gguf_part(name: str, path: Path) -> Part:
+    tensors = gguf.open_gguf(path).values()
+    kinds: Counter[str] = Counter()
+    for tensor in tensors:
+        kinds[tensor.kind] += tensor.nbytes
+    return Part(name, path, kinds.total(), sum(math.prod(tensor.shape) for tensor in tensors), _shares(kinds))
+
+
+def _shares(kinds: Counter[str]) -> str:
+    """The kinds of number, the one with the most bytes first."""
+    return " + ".join(kind for kind, _ in kinds.most_common())
 
 
 def _verdict(device: Device, use: Use) -> str:

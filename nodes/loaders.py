@@ -185,8 +185,8 @@ class LoadTextEncoder(io.ComfyNode):
             device=target,
             cache=EmbeddingCache(host.caption_folder()),
         )
-        size = sum(weights.stat().st_size for weights in encoder.files.weights)
-        return io.NodeOutput(MagiTextEncoder(encoder, lambda: memory.make_room(size, target)))
+        needed = encoder.files.sizes.parameters * encoder.dtype.itemsize  # files may be smaller: fp8, GGUF
+        return io.NodeOutput(MagiTextEncoder(encoder, lambda: memory.make_room(needed, target)))
 
 
 class LoadVAE(io.ComfyNode):

@@ -44,7 +44,7 @@ class CheckpointFiles:
     vae: Path | None
     """A folder with ``config.json`` and ``diffusion_pytorch_model.safetensors``."""
     t5: Path | None
-    """A folder with ``config.json``, or one safetensors file."""
+    """A folder with ``config.json``, or one safetensors or GGUF file."""
     special_tokens: Path | None
     """The npz file of special tokens."""
     notes: tuple[str, ...] = ()
@@ -149,7 +149,9 @@ def _with_surroundings(
     if t5 is None:
         pickled = next((place for place in t5_places if _holds_pickles(place)), None)
         advice = f"; {pickled} holds only pickles (.bin), which are not read: save it as safetensors" if pickled else ""
-        missing += (f"text encoder: a folder t5 with config.json and safetensors; it is ckpt/t5 {RELEASE}{advice}",)
+        missing += (
+            f"text encoder: a folder t5 with config.json and safetensors, or one file of t5-v1_1-xxl; it is ckpt/t5 {RELEASE}{advice}",
+        )
     if tokens is None:
         missing += (
             "special tokens: special_tokens.npz; it is example/assets/special_tokens.npz of MAGI-1's source repository",
@@ -226,18 +228,19 @@ def _is_vae(folder: Path) -> bool:
 
 
 def _t5_in(place: Path) -> Path | None:
-    """The T5 folder (config.json and safetensors) in ``place``, in a folder of it, or a single safetensors file."""
+    """The T5 folder (config.json and safetensors) in ``place``, in a folder of it, or a single safetensors or GGUF file."""
     if place.is_file():
         return place if _is_t5_file(place) else None
     for folder in (place, place / "t5-v1_1-xxl", *sorted(path for path in place.glob("*") if path.is_dir())):
         if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
             return folder
-    return next((file for file in sorted(place.glob("*.safetensors")) if _is_t5_file(file)), None)
+    files = (file for suffix in ("safetensors", "gguf") for file in sorted(place.glob(f"*.{suffix}")))
+    return next((file for file in files if _is_t5_file(file)), None)
 
 
 def _is_t5_file(file: Path) -> bool:
     try:
-        return T5_MARK in open_weights(file).tensors
+        return file.suffix == ".gguf" or T5_MARK in open_weights(file).tensors
     except MagiError:
         return False
 

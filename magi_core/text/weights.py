@@ -1,8 +1,8 @@
 """T5 encoder weights: finding, checking and reading them, as released or as artists keep them.
 
 Two forms are read: a folder (``config.json`` and safetensors, one file or shards with an index, like ``t5-v1_1-xxl``), or one
-safetensors file (``t5xxl_fp16.safetensors``, ``t5xxl_fp8_e4m3fn*.safetensors``). Sizes come from the tensors' shapes, so the
-single file needs no configuration. Nothing is ever unpickled: a ``pytorch_model.bin`` is refused with advice.
+file (``t5xxl_fp16.safetensors``, ``t5xxl_fp8_e4m3fn*.safetensors``, ``t5-v1_1-xxl-encoder-Q8_0.gguf``). Sizes come from the tensors'
+shapes, so the single file needs no configuration. Nothing is ever unpickled: a ``pytorch_model.bin`` is refused with advice.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from magi_core.errors import MagiError, missing_extra, shorten
 from magi_core.files import read_json_object
+from magi_core.text import gguf
 from magi_core.text.tokenizer import BYTE_VOCABULARY, find_vocabulary
 
 if TYPE_CHECKING:
@@ -50,6 +51,14 @@ class T5Sizes:
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
 
+    @property
+    def parameters(self) -> int:
+        """How many weights the encoder has, its table of tokens counted once."""
+        inner = self.num_heads * self.d_kv
+        layer = self.d_model * (4 * inner + 3 * self.d_ff + 2)
+        table = self.relative_attention_num_buckets * self.num_heads
+        return self.d_model * (self.vocab_size + 1) + self.num_layers * layer + table
+
 
 @dataclass(frozen=True)
 class T5Files:
@@ -61,7 +70,7 @@ class T5Files:
 
 
 def find_t5(place: Path, vocabulary: Path | None = None) -> T5Files:
-    """Look at a T5 folder or safetensors file without reading its weights.
+    """Look at a T5 folder, safetensors or GGUF file without reading its weights.
 
     ``place`` may also be the folder that holds ``t5-v1_1-xxl`` (the release's ``t5_pretrained``). ``vocabulary`` is the tokenizer's
     folder; without it, the model's own folder is searched. Raises MagiError when something is missing, damaged or no T5 encoder.
@@ -69,13 +78,13 @@ def find_t5(place: Path, vocabulary: Path | None = None) -> T5Files:
     place = Path(place)
     if not place.exists():
         raise MagiError(
-            f"the text encoder {place} does not exist; give the folder t5-v1_1-xxl or a t5xxl_*.safetensors file"
+            f"the text encoder {place} does not exist; give the folder t5-v1_1-xxl, a t5xxl_*.safetensors file or a GGUF of it"
         )
     folder = place if place.is_dir() else place.parent
     if place.is_dir() and not _weight_files(place) and (place / RELEASE_FOLDER).is_dir():
         place = folder = place / RELEASE_FOLDER
     weights = _weight_files(place) if place.is_dir() else (place,)
-    if not weights or any(path.suffix != ".safetensors" for path in weights):
+    if not weights or any(path.suffix not in (".safetensors", gguf.SUFFIX) for path in weights):
         raise MagiError(_no_weights(place, weights))
     settings = _settings(folder) if place.is_dir() else {}
     sizes = _sizes(_shapes(weights), settings, place)
@@ -122,7 +131,7 @@ def t5_document(sizes: T5Sizes) -> dict[str, Any]:
 
 
 def read_t5(files: T5Files, dtype: torch.dtype, device: torch.device) -> T5EncoderModel:
-    """The encoder with its weights in ``dtype`` on ``device``, for inference; fp16, bf16 and (scaled) fp8 files are converted.
+    """The encoder with its weights in ``dtype`` on ``device``, for inference; fp16, bf16, (scaled) fp8 and GGUF files are converted.
 
     Tensors are read and converted one at a time. Raises MagiError when tensors are missing or have wrong shapes.
     """
@@ -155,7 +164,7 @@ def read_t5(files: T5Files, dtype: torch.dtype, device: torch.device) -> T5Encod
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
-    """The index's shards, or model.safetensors, or the only safetensors file; else pickled files, so that they can be named."""
+    """The index's shards, or model.safetensors, or the only safetensors or GGUF file; else pickled files, so that they can be named."""
     if (folder / INDEX).is_file():
         shards = read_json_object(folder / INDEX).get("weight_map")
         if not isinstance(shards, dict) or any(Path(str(name)).name != name for name in shards.values()):
@@ -167,20 +176,21 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
         return paths
     if (folder / "model.safetensors").is_file():
         return (folder / "model.safetensors",)
-    single = tuple(sorted(folder.glob("*.safetensors")))
-    if len(single) == 1:
-        return single
-    if len(single) > 1:
-        raise MagiError(
-            f"{folder} holds {len(single)} safetensors files and no {INDEX}; choose one: {', '.join(p.name for p in single)}"
-        )
+    for suffix in (".safetensors", gguf.SUFFIX):
+        single = tuple(sorted(folder.glob(f"*{suffix}")))
+        if len(single) > 1:
+            raise MagiError(
+                f"{folder} holds {len(single)} {suffix} files and no {INDEX}; choose one: {', '.join(p.name for p in single)}"
+            )
+        if single:
+            return single
     return tuple(sorted(folder.glob("pytorch_model*.bin")))
 
 
 def _no_weights(place: Path, weights: Iterable[Path]) -> str:
     pickled = [path.name for path in weights]
     if not pickled:
-        return f"{place} holds no T5 weights: it needs model.safetensors, shards with {INDEX}, or a t5xxl_*.safetensors file"
+        return f"{place} holds no T5 weights: it needs model.safetensors, shards with {INDEX}, a t5xxl_*.safetensors or a GGUF file"
     return (
         f"{place} has only {pickled[0]}, a format that can run code when it is read, so it is never opened. Put the same encoder as "
         f"safetensors beside it (for example t5xxl_fp16.safetensors)"
@@ -203,6 +213,9 @@ def _opened(path: Path) -> Iterator[Any]:
 def _shapes(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
+        if path.suffix == gguf.SUFFIX:
+            shapes |= {name: tensor.shape for name, tensor in gguf.open_gguf(path).items()}
+            continue
         with _opened(path) as file:
             shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
     return shapes
@@ -211,6 +224,9 @@ def _shapes(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
 def _tensors(paths: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
     """Every tensor by name; an fp8 weight is multiplied by the scale stored beside it, where there is one."""
     for path in paths:
+        if path.suffix == gguf.SUFFIX:
+            yield from ((name, tensor.values()) for name, tensor in gguf.open_gguf(path).items())
+            continue
         with _opened(path) as file:
             names = set(file.keys())
             for name in sorted(names):

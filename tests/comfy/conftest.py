@@ -21,7 +21,7 @@ from magi_core.config import PRESETS
 from magi_core.denoise.session import ChunkCondition, Session
 from magi_core.model import MagiDiT
 from magi_core.text.assembly import null_caption
-from tests.comfy.server import ROOT, Server, find_comfyui
+from tests.comfy.server import ROOT, Server, find_comfyui, find_gguf_nodes
 from tests.comfy.tiny import tiny_t5, write_t5
 
 NANO = ROOT / "assets" / "nano"
@@ -49,6 +49,9 @@ def prepare(base: Path) -> None:
     write_t5(tiny_t5(64, old=True), texts / "old_t5xxl.safetensors")
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / "helper_pack").symlink_to(Path(__file__).parent / "helper_pack", target_is_directory=True)
+    gguf_nodes = find_gguf_nodes()
+    if isinstance(gguf_nodes, Path):
+        (base / "custom_nodes" / "ComfyUI-GGUF").symlink_to(gguf_nodes, target_is_directory=True)
     damage_parts(base / "models" / "magi")
     pictures = base / "input"
     pictures.mkdir()

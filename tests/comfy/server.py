@@ -44,6 +44,20 @@ def find_comfyui() -> tuple[Path, Path] | str:
     return f"no Python with ComfyUI's packages; tried {', '.join(map(str, pythons))}; name one in COMFYUI_PYTHON"
 
 
+def find_gguf_nodes() -> Path | str:
+    """The checkout of the node pack ComfyUI-GGUF that tests may load beside ours, or why there is none."""
+    found = find_comfyui()
+    if isinstance(found, str):
+        return found
+    named = os.environ.get("COMFYUI_GGUF")
+    folder = Path(named) if named else found[0] / "custom_nodes" / "ComfyUI-GGUF"
+    if not (folder / "nodes.py").is_file():
+        return f"no ComfyUI-GGUF in {folder}; name a checkout in COMFYUI_GGUF"
+    if subprocess.run([found[1], "-c", "import gguf"], capture_output=True).returncode:
+        return f"{found[1]} has no package gguf, which ComfyUI-GGUF needs"
+    return folder.resolve()
+
+
 @dataclass
 class Run:
     """What the server said of one prompt."""

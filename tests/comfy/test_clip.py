@@ -8,25 +8,28 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import T5TokenizerFast
+from transformers import T5EncoderModel, T5TokenizerFast
 
 from magi_core.text.cleaning import clean_caption
 from tests.comfy.graphs import denoise, node, pictures, story, text_to_video
-from tests.comfy.server import Prompt, Refused, Server
+from tests.comfy.server import Prompt, Refused, Server, find_gguf_nodes
 from tests.comfy.test_nodes import frames
-from tests.comfy.tiny import read_back, tiny_t5
+from tests.comfy.tiny import STANDS_FOR, read_back, tiny_t5
 
 PROMPTS = ("A red circle (moves:1.3) right", "It stops; " + "very long words " * 400)
 CLOSE = 1e-2
-"""Of values around 1; ComfyUI of 2025 computes attention in its own way and is up to 5e-3 away."""
+"""Of values around 1; ComfyUI of 2025 computes attention in its own way and is up to 5e-3 away, ComfyUI-GGUF restores weights through float16: 2e-3."""
 MASKED, UNMASKED = ("mochi", "ltxv", "stable_diffusion"), ("sd3", "pixart", "chroma")
 
 
 WHOLE = "tiny_t5xxl.safetensors"
 
 
+GGUF_NODES = find_gguf_nodes()
+
+
 def core_clip(kind: str, file: str = WHOLE) -> dict[str, Any]:
-    return node("CLIPLoader", clip_name=file, type=kind)
+    return node("CLIPLoaderGGUF" if file.endswith(".gguf") else "CLIPLoader", clip_name=file, type=kind)
 
 
 def said(kind: str, file: str) -> Prompt:
@@ -44,9 +47,29 @@ def said(kind: str, file: str) -> Prompt:
 def test_a_t5_of_core_says_what_t5_says(server: Server, kind: str, file: str) -> None:
     run = server.run(said(kind, file))
     assert run.status == "success", run.error
+    check_said(server, kind, tiny_t5(128) if file == WHOLE else read_back(tiny_t5(128)))
+
+
+@pytest.mark.skipif(isinstance(GGUF_NODES, str), reason=str(GGUF_NODES))
+@pytest.mark.parametrize("quantised", ["Q8_0", "Q4_0"])
+def test_a_t5_of_comfyui_gguf_says_what_its_numbers_say(server: Server, quantised: str) -> None:
+    pytest.importorskip("gguf", reason="writing GGUF needs the package 'gguf': pip install 'comfyui-magi[gguf]'")
+    from tests.tiny_gguf import write_gguf
+
+    t5, file = tiny_t5(128), f"tiny_t5xxl_{quantised}.gguf"
+    weights = {name: tensor for name, tensor in t5.state_dict().items() if name != "encoder.embed_tokens.weight"}
+    mark = f"{STANDS_FOR}enc.blk.23.ffn_up.weight"
+    meant = write_gguf(weights, server.base / "models" / "text_encoders" / file, quantised, (mark,))
+    t5.load_state_dict(meant, strict=False)
+    run = server.run(said("mochi", file))
+    assert run.status == "success", run.error
+    check_said(server, "mochi", t5)
+
+
+def check_said(server: Server, kind: str, t5: T5EncoderModel) -> None:
+    """What ``said`` has written is what ``t5`` says."""
     written = load_file(server.base / "output" / f"said_{kind}.safetensors")
     tokenizer = T5TokenizerFast.from_pretrained(server.folder / "comfy" / "text_encoders" / "t5_tokenizer")
-    t5 = tiny_t5(128) if file == WHOLE else read_back(tiny_t5(128))
     for number, prompt in enumerate(PROMPTS):
         ids = tokenizer(clean_caption(prompt), truncation=True, max_length=800, return_tensors="pt").input_ids
         with torch.no_grad():

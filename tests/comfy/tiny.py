@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from transformers import T5Config, T5EncoderModel
 
 VOCABULARY = 32128
-LAST = "stands for:encoder.block.23.layer.1.DenseReluDense."
+STANDS_FOR = "stands for:"
+LAST = f"{STANDS_FOR}encoder.block.23.layer.1.DenseReluDense."
 GATED, OLD = LAST + "wi_1.weight", LAST + "wi.weight"
 
 
