@@ -56,9 +56,8 @@ Remember = Callable[[MagiDiT, Sampling, Window, KVCache], None]
 def dispatch(model: MagiDiT, sampling: Sampling, window: Window, cache: KVCache, run: RunParts | None = None) -> Tensor:
     """Guided velocity [1, C, D * chunk_width, H, W] of a window (spec 7).
 
-    ``cache`` holds what kv_chunks names before first_chunk, and receives write_chunks. The slot of an ``extra`` chunk holds nothing of
-    use: x, or the model's velocity where the distilled model is nearly clean (as in the reference, spec 14.16). ``run``: how the passes
-    of a base model are run, ``run_parts`` unless told otherwise.
+    ``cache`` holds what kv_chunks names before first_chunk, and receives write_chunks. For the slot of an ``extra`` chunk see
+    ``extra_is_x``. ``run``: how the passes of a base model are run, ``run_parts`` unless told otherwise.
     """
     if sampling.cfg_number == 1:
         velocity = _distilled(model, window, cache)
@@ -70,9 +69,14 @@ def dispatch(model: MagiDiT, sampling: Sampling, window: Window, cache: KVCache,
         for part, weighted in (run or run_parts)(model, window, parts, cache):
             for slot, chunk in enumerate(part.chunks):  # an index made of several would be copied to the device
                 velocity[:, chunk] += weighted[:, slot]
-    if window.extra and not (sampling.cfg_number == 1 and window.near_clean):
+    if extra_is_x(sampling, window):
         velocity[:, 0] = _by_chunk(window)[:, 0]
     return velocity.flatten(1, 2)[None]
+
+
+def extra_is_x(sampling: Sampling, window: Window) -> bool:
+    """Whether x stands for the velocity of an ``extra`` chunk; else it is the model's. Neither is of use (as in the reference, spec 14.16)."""
+    return window.extra and not (sampling.cfg_number == 1 and window.near_clean)
 
 
 @torch.no_grad()

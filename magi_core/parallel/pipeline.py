@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from magi_core.config import Sampling
-from magi_core.denoise.guidance import start, start_alone
+from magi_core.denoise.guidance import extra_is_x, start, start_alone
 from magi_core.denoise.window import Foreseen, Window
 from magi_core.model import KVCache, MagiDiT
 from magi_core.model.dit import Pass
@@ -113,7 +113,10 @@ class Line:
         self._returning = []
         if not self._is_first:
             return None
-        return torch.cat([self._velocity(now, slot) for slot in range(len(now.x))], dim=2)
+        velocities = [self._velocity(now, slot) for slot in range(len(now.x))]
+        if extra_is_x(sampling, now.window):
+            velocities[0] = _known(now.x[0])
+        return torch.cat(velocities, dim=2)
 
     @torch.no_grad()
     def remember(self, sampling: Sampling, window: Window, cache: KVCache) -> None:
