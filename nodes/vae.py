@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from magi_core.cost.around import decode_bytes, encode_bytes
 from magi_core.errors import MagiError
 from magi_core.images import Fit, Frames, resize
 from magi_core.making import Decode
@@ -70,8 +71,11 @@ class MagiVAE:
 
     def encode_frames(self, frames: Frames, height: int, width: int, fit: Fit) -> Tensor:
         """Latents of uint8 frames [T, H, W, 3] brought to a size by the rule ``fit``; T is 1 or a multiple of 4."""
-        self._ready(self._working_bytes(self._tiling, height, width))
-        return encode_frames(self.first_stage_model, resize(frames, height, width, fit), 1.0, self._tiling).cpu()
+        vae, count = self.first_stage_model, CHUNK * self.first_stage_model.config.patch_length
+        self._ready(self._encode_bytes(self._tiling, min(len(frames), count), height, width))
+        resized = resize(frames, height, width, fit)
+        parts = [resized[start : start + count] for start in range(0, len(resized), count)]
+        return torch.cat([encode_frames(vae, part, 1.0, self._tiling).cpu() for part in parts], dim=2)
 
     def decoder(self, scale_factor: float) -> Decode:
         """Scaled latents to frames, where the weights lie now: for a thread beside the one that moves models."""
@@ -88,7 +92,8 @@ class MagiVAE:
 
     def working_bytes(self, height: int, width: int) -> int:
         """What decoding a video of a size in pixels needs on the device beside the weights."""
-        return self._working_bytes(self._tiling, height, width)
+        rows, columns = height // self._patch, width // self._patch
+        return self._decode_bytes(self._tiling, (1, self.latent_channels, CHUNK, rows, columns))
 
     def spacial_compression_decode(self) -> int:
         return self._patch
@@ -118,12 +123,13 @@ class MagiVAE:
                 f"samples have shape {list(samples.shape)}; MAGI's VAE decodes [1, {self.latent_channels}, frames, height, width]"
             )
         n, _, t, h, w = samples.shape
-        self._ready(self._working_bytes(tiling, h * self._patch, w * self._patch))
+        self._ready(self._decode_bytes(tiling, (n, self.latent_channels, min(t, CHUNK), h, w)))
         images = torch.empty(n, t * vae.config.patch_length, h * self._patch, w * self._patch, 3)
         for start in range(0, t, CHUNK):
             pixels = decode_tiled(vae, samples[:, :, start : start + CHUNK].to(vae.device), tiling)
             first = start * vae.config.patch_length
-            images[:, first : first + pixels.shape[2]] = ((pixels.float() + 1) / 2).clamp(0, 1).movedim(1, -1).cpu()
+            part = images[:, first : first + pixels.shape[2]]
+            part.copy_(pixels.movedim(1, -1).cpu()).add_(1).div_(2).clamp_(0, 1)
         return images
 
     @torch.no_grad()
@@ -140,7 +146,7 @@ class MagiVAE:
             )
         top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
         images = images[:usable, top : top + height, left : left + width]
-        self._ready(self._working_bytes(tiling, height, width))
+        self._ready(self._encode_bytes(tiling, min(usable, CHUNK * length), height, width))
         parts = [part.movedim(-1, 0)[None].float() * 2 - 1 for part in images.split(CHUNK * length)]
         return torch.cat([encode_tiled(vae, part.to(vae.device), tiling).float().cpu() for part in parts], dim=2)
 
@@ -152,12 +158,10 @@ class MagiVAE:
         width, height = (max(unit, side // unit * unit) for side in (tile_x, tile_y))
         return replace(self._tiling, width=width, height=height, spatial_overlap=0.25 if overlap else 0.0)
 
-    def _working_bytes(self, tiling: Tiling, height: int, width: int) -> int:
-        """Activations of one batch of windows, generously: attention and MLP of one layer, and the pixels."""
-        config = self.first_stage_model.config
-        frames, rows, columns = tiling.window
-        tokens = (
-            frames // config.patch_length * (min(rows, height) // self._patch) * (min(columns, width) // self._patch)
-        )
-        pixels = CHUNK * config.patch_length * height * width * 3 * 4
-        return tiling.tiles_per_batch * tokens * config.embed_dim * 4 * 12 + 3 * pixels
+    def _decode_bytes(self, tiling: Tiling, latents: tuple[int, ...]) -> int:
+        vae = self.first_stage_model
+        return decode_bytes(vae.config, vae.dtype, tiling, latents)
+
+    def _encode_bytes(self, tiling: Tiling, frames: int, height: int, width: int) -> int:
+        vae = self.first_stage_model
+        return encode_bytes(vae.config, vae.dtype, tiling, (1, 3, frames, height, width))

@@ -19,4 +19,4 @@ def video_to_frames(video: Tensor) -> Tensor:
     """[1, 3, T, H, W], nominally in -1..1, to uint8 [T, H, W, 3]: v * 127.5 + 127.5, clamped and truncated (spec section 13)."""
     if video.ndim != 5 or video.shape[:2] != (1, 3):
         raise MagiError(f"video must be [1, 3, T, H, W], not {tuple(video.shape)}")
-    return (video[0].float() * 127.5 + 127.5).clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0)
+    return (video[0].float() * 127.5).add_(127.5).clamp_(0, 255).to(torch.uint8).permute(1, 2, 3, 0)

@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from magi_core.config import PRESETS, DiTConfig, MagiConfig, Sampling
 from magi_core.cost import memory as planner
+from magi_core.cost.around import decode_bytes, encode_bytes
 from magi_core.cost.memory import (
     Use,
     choose_place,
@@ -24,6 +25,7 @@ from magi_core.cost.memory import (
 from magi_core.cost.peak import peak_bytes
 from magi_core.errors import MagiError
 from magi_core.model import KVCache, MagiDiT
+from magi_core.vae import Tiling, VAEConfig, ViTVAE, decode_tiled, encode_tiled, video_to_frames
 
 NARROW = DiTConfig(
     num_layers=3,
@@ -72,6 +74,27 @@ def test_activations_are_what_a_run_allocates(window: int, dtype: torch.dtype) -
     with torch.no_grad():
         assert planned == pytest.approx(allocated(run), rel=0.1)
     assert past == {1: 4, 4: 1}[window]
+
+
+VAE = VAEConfig(video_size=64, video_length=8, embed_dim=128, depth=2, num_heads=4, use_final_proj=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "tiling",
+    [Tiling(height=64, width=64), Tiling(height=192, width=192), Tiling(height=96, width=96, tiles_per_batch=2)],
+)
+def test_tiles_hold_what_is_counted(tiling: Tiling, dtype: torch.dtype) -> None:
+    vae = ViTVAE(VAE).to(dtype).requires_grad_(False)
+    latents, video = torch.zeros(1, 16, 6, 24, 24), torch.zeros(1, 3, 24, 192, 192)
+
+    def decode() -> None:
+        video_to_frames(decode_tiled(vae, latents, tiling))
+
+    decoding, encoding = allocated(decode), allocated(lambda: encode_tiled(vae, video, tiling))
+    assert decode_bytes(VAE, dtype, tiling, tuple(latents.shape)) == pytest.approx(decoding, rel=0.15)
+    counted = encode_bytes(VAE, dtype, tiling, tuple(video.shape))
+    assert counted - video.nbytes == pytest.approx(encoding, rel=0.15)
 
 
 def test_what_is_let_go_of_is_not_counted() -> None:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from magi_core.cost.around import decode_bytes
 from magi_core.errors import MagiError
 from magi_core.plan import plan
 from magi_core.storyboard import Storyboard
 from magi_core.vae import decode_tiled
+from magi_core.vae.chunks import encode_frames
 from nodes.picture import MOST_ROWS, ROW, draw_plan
 from nodes.text import MAX_TOKENS, MagiTextEncoder, encode_prompts
 from nodes.vae import MagiVAE
@@ -42,6 +44,25 @@ def test_encode_takes_any_picture_and_length(vae: MagiVAE) -> None:
         vae.encode(torch.rand(1, 7, 64, 3))
     with pytest.raises(MagiError, match="NaN"):
         vae.encode(torch.full((1, 64, 64, 3), float("nan")))
+
+
+def test_room_is_asked_for_a_chunk_of_the_size_of_its_tiles(vae: MagiVAE) -> None:
+    asked: list[int] = []
+    network = vae.first_stage_model
+    counting = MagiVAE(network, asked.append)
+    for length in (6, 12):
+        counting.decode_tiled(torch.zeros(1, 16, length, 16, 16), tile_x=8, tile_y=8, overlap=2)
+        counting.encode(torch.rand(4 * length, 128, 128, 3))
+    assert asked[:2] == asked[2:], "a longer video needs no more"
+    tiling = counting._tiles(64, 64, 16)
+    assert asked[0] == decode_bytes(network.config, network.dtype, tiling, (1, 16, 6, 16, 16))
+    assert counting.working_bytes(1024, 1024) > 30 * counting.working_bytes(128, 128)
+
+
+def test_long_prefixes_are_encoded_chunk_by_chunk(vae: MagiVAE) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (28, 64, 64, 3), np.uint8)
+    whole = encode_frames(vae.first_stage_model, frames, 1.0, vae._tiling)
+    torch.testing.assert_close(vae.encode_frames(frames, 64, 64, "crop"), whole, atol=1e-5, rtol=0)
 
 
 def test_other_latents_are_refused(vae: MagiVAE) -> None:
