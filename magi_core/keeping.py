@@ -22,7 +22,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
@@ -36,6 +36,7 @@ from magi_core.files import atomic_write, read_json_object
 from magi_core.growing_mp4 import CRF, Fragment, GrowingMp4, copy_mp4, fragments_of
 from magi_core.images import Frames
 from magi_core.kept_chunks import read_chunk, write_chunk
+from magi_core.lora import Used
 from magi_core.making import MOST_FRAMES, Finished, Making
 from magi_core.model import MagiDiT
 from magi_core.plan import checked_fps
@@ -190,10 +191,11 @@ class Run:
 
     # Going on
 
-    def load(self, dit: MagiDiT, warn: Callable[[str], None] = log.warning) -> Making:
+    def load(self, dit: MagiDiT, warn: Callable[[str], None] = log.warning, *, loras: Sequence[Used] = ()) -> Making:
         """The video where the newest whole checkpoint left it; ``warn`` is told of a damaged one, and the one before it used.
 
-        Raises MagiError when there is none, or ``dit`` is another model.
+        loras: what ``dit`` has besides its weights (``Magi.used_loras``). Raises MagiError when there is none, or it was made with another
+        model or other LoRAs.
         """
         self.check_model(dit)
         for path in reversed(self.checkpoints):
@@ -201,21 +203,32 @@ class Run:
                 making = Making.load(path, dit)
                 for _ in self.unshown(making.next_chunk):
                     pass  # all must be readable, since only the chunks from next_chunk on are made again
-                return making
             except MagiError as error:
                 warn(f"{error}; the checkpoint before it is used")
+                continue
+            making.check_loras(loras)
+            return making
         raise MagiError(
             f"the run {self.folder} has no checkpoint that is whole; its finished chunks are in {self.folder / CHUNKS}"
         )
 
-    def rewound(self, dit: MagiDiT, chunk: int, *, seed: int | None = None, keep_plan: bool = True) -> Making:
+    def rewound(
+        self,
+        dit: MagiDiT,
+        chunk: int,
+        *,
+        seed: int | None = None,
+        keep_plan: bool = True,
+        loras: Sequence[Used] = (),
+    ) -> Making:
         """The video before ``chunk``, any from the first one that this run made itself on: to be made from there once more.
 
         seed: of all noise from there on. keep_plan=False forgets what was asked for from there on, so that other words can be added.
-        ``fork`` then makes a run of it. Raises MagiError for a chunk that was never planned or cannot be gone back to.
+        ``fork`` then makes a run of it. loras: as of ``load``. Raises MagiError for a chunk that was never planned or cannot be gone back to.
         """
         self.check_model(dit)
         making = Making.load(self.checkpoints[0], dit)
+        making.check_loras(loras)
         unshown = making.unshown if chunk == making.next_chunk else None
         if unshown is None:
             whole_number("chunk", chunk, making.next_chunk, self.first + self.done)

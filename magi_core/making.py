@@ -25,6 +25,7 @@ from magi_core.denoise.rewind import rewind
 from magi_core.denoise.session import Session
 from magi_core.errors import MagiError, whole_number
 from magi_core.images import Frames
+from magi_core.lora.used import Used, check_same, read_used, write_used
 from magi_core.model import MagiDiT
 from magi_core.plan import ChunkPlan, Plan
 from magi_core.text.assembly import chunk_caption, null_caption
@@ -96,9 +97,15 @@ class Making:
     """Adds what is asked for to a session's plan, steps it, and keeps track of what was shown."""
 
     def __init__(
-        self, session: Session, pending: Mapping[int, ChunkPlan] | None = None, unshown: Sequence[Span] = ()
+        self,
+        session: Session,
+        pending: Mapping[int, ChunkPlan] | None = None,
+        unshown: Sequence[Span] = (),
+        loras: Sequence[Used] | None = (),
     ) -> None:
         self.session = session
+        self.loras = loras
+        """What the model has besides its weights; None: a file of an earlier version does not say."""
         self.pending = dict(pending or {})
         """What the chunks that were not delivered yet are asked to show, by chunk number."""
         self.unshown = tuple(unshown)
@@ -118,9 +125,10 @@ class Making:
         negative: bool = False,
         special: SpecialTokens | None = None,
         prefix: Tensor | None = None,
+        loras: Sequence[Used] = (),
     ) -> Making:
         """A new video. height, width: of the latents. negative: steer away from what ``special`` has tokens for. prefix: scaled latents
-        that it continues. Raises MagiError for what does not fit.
+        that it continues. loras: what ``dit`` has besides its weights. Raises MagiError for what does not fit.
         """
         if negative and special is None:
             raise MagiError(
@@ -128,11 +136,15 @@ class Making:
             )
         null = null_caption(dit.null_caption.detach(), special if negative else None)
         prefix = None if prefix is None else prefix.to(dit.null_caption.device)
-        return cls(Session(dit, sampling, height=height, width=width, seed=seed, null=null, prefix=prefix))
+        session = Session(dit, sampling, height=height, width=width, seed=seed, null=null, prefix=prefix)
+        return cls(session, loras=loras)
 
     @classmethod
     def load(cls, path: Path, dit: MagiDiT) -> Making:
-        """The video that ``save`` wrote; raises MagiError when the file is damaged or belongs to another model."""
+        """The video that ``save`` wrote; raises MagiError when the file is damaged or belongs to another model.
+
+        ``check_loras`` is for whoever goes on with it.
+        """
         session, notes, extra = Session.load(path, dit)
         try:
             pending = {int(chunk): checked_plan(planned) for chunk, planned in json.loads(notes["pending"]).items()}
@@ -140,11 +152,12 @@ class Making:
             if session.state.captions.keys() - pending.keys() or len(undelivered) > 1:
                 raise ValueError("other chunks are planned")
             spans = _spans(session, notes, extra)
+            loras = read_used(notes["loras"]) if "loras" in notes else None
             if undelivered and not spans and "undecoded" not in extra:
                 raise ValueError("a chunk is missing")
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise MagiError(f"the session {path} does not say what its chunks are to show; it is damaged") from error
-        making = cls(session, pending, () if undelivered else spans)
+        making = cls(session, pending, () if undelivered else spans, loras)
         for chunk in undelivered:
             own = (making._span(pending[chunk], extra["undecoded"]),) if "undecoded" in extra else ()
             making.undelivered = Finished(chunk, pending[chunk], spans + own)
@@ -157,7 +170,15 @@ class Making:
             "pending": json.dumps({chunk: vars(planned) for chunk, planned in self.pending.items()}),
             "unshown": json.dumps([[span.first, span.frames] for span in spans]),
         }
+        if self.loras is not None:
+            notes["loras"] = write_used(self.loras)
         self.session.save(path, notes=notes, extra={f"unshown_{n}": span.latents for n, span in enumerate(spans)})
+
+    def check_loras(self, present: Sequence[Used]) -> None:
+        """Raise MagiError where the video was made with other LoRAs than the model has now. One that does not say goes on with these."""
+        if self.loras is None:
+            self.loras = present
+        check_same(self.loras, present, "the video")
 
     def add(
         self,

@@ -32,7 +32,7 @@ from magi_core.generation import Generation
 from magi_core.images import Fit, Frames, check_frames, read_keyframe, resize
 from magi_core.keeping import Run
 from magi_core.kernels import attention
-from magi_core.lora import Lora, read, use
+from magi_core.lora import Lora, Used, read, use, used
 from magi_core.making import Decode, Making
 from magi_core.memory.streaming import Place
 from magi_core.model import MagiDiT
@@ -102,6 +102,11 @@ class Magi:
         )
         use(model, adapters)
         return model
+
+    @cached_property
+    def used_loras(self) -> tuple[Used, ...]:
+        """As sessions remember them."""
+        return used(self.loras)
 
     @cached_property
     def vae(self) -> ViTVAE:
@@ -180,6 +185,7 @@ class Magi:
             negative=wishes.negative,
             special=self.special_tokens,
             prefix=prefix,
+            loras=self.used_loras,
         )
         images = self._keyframes(layout, height, width, wishes.fit, folder)
         if image is not None:
@@ -200,15 +206,16 @@ class Magi:
 
         earlier: also the path of a session file, or of a run's folder (``keeping``).
         Exact: what was in flight or remembered is used as it is. Size, seed and sampling stay as they were; of ``wishes`` only the
-        special tokens, fit and more_to_come matter. Raises MagiError when a file is damaged or belongs to another model.
+        special tokens, fit and more_to_come matter. Raises MagiError when a file is damaged, or belongs to another model or other LoRAs.
         """
         wishes = changed(wishes or Wishes(), changes)
         if isinstance(earlier, Generation):
             making = earlier.making
         elif Path(earlier).is_dir():
-            making = Run.open(Path(earlier)).load(self.dit)
+            making = Run.open(Path(earlier)).load(self.dit, loras=self.used_loras)
         else:
             making = Making.load(Path(earlier), self.dit)
+        making.check_loras(self.used_loras)
         session = making.session
         if storyboard is not None:
             layout = self._plan(_storyboard(storyboard), wishes, session.sampling)

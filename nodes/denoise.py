@@ -16,7 +16,7 @@ from magi_core.pipeline import CONTEXT_FRAMES
 from . import inputs, sampling, sockets, values
 from .filming import Request, made
 from .making import PATCH, Encode, Setting, add, encode_pictures, lay_out, start
-from .running import clip_latents, encoder_of, model_of, use_of
+from .running import clip_latents, encoder_of, model_of, use_of, used_by
 from .vae import MagiVAE
 
 
@@ -121,9 +121,10 @@ class ChunkDenoise(io.ComfyNode):
         layout = lay_out(config, said.board.storyboard, own, prefix=prefix, more_to_come=more_to_come)
         use = use_of(model, own, *size)
         images = encode_pictures(layout, said, image, encode, *size)
+        loras = used_by(model)
 
         def build() -> Making:
-            making = start(held, setting, said, prefix)
+            making = start(held, setting, said, prefix, loras)
             add(making, held, layout, said, captions, images)
             return making
 

@@ -16,7 +16,7 @@ from magi_core.pipeline import CONTEXT_FRAMES
 from . import inputs, sampling, sockets, values
 from .filming import Request, made
 from .making import PATCH, Setting, add, encode_pictures, lay_out, start
-from .running import clip_latents, encoder_of, model_of, use_of
+from .running import clip_latents, encoder_of, model_of, use_of, used_by
 from .vae import MagiVAE
 
 KEPT = " For latent, images and video; a session keeps its own."
@@ -32,7 +32,10 @@ class ExtendVideo(io.ComfyNode):
             description="Goes on with a video and a new storyboard. From a session it is exact: nothing is encoded again. From latents, images or "
             "a video file the last 4 seconds are looked at. The result is the new part alone.",
             inputs=[
-                io.Model.Input("model", tooltip="From 'Load MAGI Model'; for a session the model that made it."),
+                io.Model.Input(
+                    "model",
+                    tooltip="From 'Load MAGI Model'; for a session the model that made it, with the same LoRAs.",
+                ),
                 io.Conditioning.Input(
                     "conditioning",
                     tooltip="What is seen next, from 'Encode Storyboard (MAGI)' or core's CLIP Text Encode.",
@@ -100,10 +103,11 @@ class ExtendVideo(io.ComfyNode):
         said, captions = values.captions_of(conditioning, config.dit.caption_channels, seconds)
         encode = encoder_of(vae, config.scale_factor, fit)
         storyboard = said.board.storyboard
+        loras = used_by(model)
         asked = {"steps": steps, "window": window, "guidance": guidance, "kv_ranges": kv_ranges, "sigmas": sigmas}
         if session is not None:
             keeps_settings(asked)
-            making = session.load(held.dit)
+            making = session.load(held.dit, loras)
             own, size = making.session.sampling, (making.session.height * PATCH, making.session.width * PATCH)
             prefix = None
             layout = lay_out(config, storyboard, own, more_to_come=more_to_come)
@@ -122,7 +126,10 @@ class ExtendVideo(io.ComfyNode):
             pictures = encode_pictures(layout, said, None, encode, *size)
 
         def build() -> Making:
-            begun = start(held, Setting(*size, seed, own), said, prefix) if session is None else session.load(held.dit)
+            if session is None:
+                begun = start(held, Setting(*size, seed, own), said, prefix, loras)
+            else:
+                begun = session.load(held.dit, loras)
             add(begun, held, layout, said, captions, pictures)
             return begun
 

@@ -30,7 +30,7 @@ from . import host, inputs, memory, sockets, values
 from .kept import NEWEST, Place, run_name
 from .live import Studio, Words, Work
 from .making import PATCH
-from .running import lighter, load, loras_of, model_of, with_loras
+from .running import lighter, load, model_of, used_by, with_loras
 from .runs import About, KeptStrip, Runs
 from .settings import SETTINGS, Settings, read_settings
 from .strips import write_strip
@@ -81,8 +81,6 @@ def made(request: Request, build: Callable[[], Making]) -> io.NodeOutput:
         "finish": request.drain,
         "fp8": held.fp8,
         "attention": held.attention,
-        "loras": [(lora.digest, lora.strength) for lora in loras_of(request.model)],
-        "patches": str(request.model.patches_uuid) if request.model.patches else "",
         "vae": "" if request.vae is None else request.vae.fingerprint(),
     }
     place = Place(run_folder(), run_name(start, beside))
@@ -94,7 +92,7 @@ def made(request: Request, build: Callable[[], Making]) -> io.NodeOutput:
 
     run, making, place = _opened(place, request, start, settings, warn)
     if not making.finished(drain=request.drain) and _load(request):
-        making = build() if run is None else run.load(held.dit)
+        making = build() if run is None else run.load(held.dit, loras=used_by(request.model))
     session = making.session
     plans, leading, before, first = start.pending, leading_frames(start), start.progress.steps, start.next_chunk
     del start  # where another one goes on, this one's keys and values are in the way
@@ -142,7 +140,7 @@ def _opened(
         for take in place.takes():
             try:
                 run = Run.open(take.folder)
-                return run, run.load(held.dit, warn), take
+                return run, run.load(held.dit, warn, loras=used_by(request.model)), take
             except MagiError as error:
                 warn(str(error))
     place = place.next()

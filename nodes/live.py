@@ -272,7 +272,7 @@ class Work:
         for place in self._place.takes():
             try:
                 run = Run.open(place.folder)
-                return run, run.rewound(self.making.session.model, chunk, seed=seed)
+                return run, run.rewound(self.making.session.model, chunk, seed=seed, loras=self.making.loras or ())
             except MagiError as error:
                 problem = problem or error
         raise problem or MagiError(f"the run's folder {self._place.folder} is gone")

@@ -13,6 +13,7 @@ from torch import Tensor
 from magi_core.config import MagiConfig, Sampling
 from magi_core.errors import MagiError
 from magi_core.images import Frames
+from magi_core.lora import Used
 from magi_core.making import FRAMES_PER_LATENT, Making
 from magi_core.plan import Plan, plan
 from magi_core.storyboard import Storyboard
@@ -42,8 +43,10 @@ class Setting:
         return self.height or config.height, self.width or config.width
 
 
-def start(model: MagiModel, setting: Setting, said: Said, prefix: Tensor | None = None) -> Making:
-    """A new video. prefix: scaled latents that it continues, whose size it takes. Raises MagiError for what does not fit."""
+def start(
+    model: MagiModel, setting: Setting, said: Said, prefix: Tensor | None = None, loras: Sequence[Used] = ()
+) -> Making:
+    """A new video. prefix: scaled latents that it continues, whose size it takes. loras: of the model. Raises MagiError for what does not fit."""
     height, width = (side // PATCH for side in setting.size(model.config)) if prefix is None else prefix.shape[3:]
     return Making.start(
         model.dit,
@@ -54,6 +57,7 @@ def start(model: MagiModel, setting: Setting, said: Said, prefix: Tensor | None 
         negative=said.negative,
         special=model.special_tokens(),
         prefix=prefix,
+        loras=loras,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from magi_core.config import Sampling
 from magi_core.cost.memory import MemoryPlan, Use, plan_memory, proposals, refusal
 from magi_core.errors import MagiError
-from magi_core.lora import Lora, add, read
+from magi_core.lora import Lora, Used, add, read, used
 from magi_core.model.fp8 import EightBit
 
 from . import memory
@@ -51,6 +52,34 @@ def with_loras(model: ModelPatcher) -> Iterator[None]:
         yield
     finally:
         remove()
+
+
+def used_by(model: ModelPatcher) -> tuple[Used, ...]:
+    """The LoRAs that a MODEL uses, as sessions remember them; all that ComfyUI's own loaders change counts as one."""
+    own = used(loras_of(model))
+    return (*own, Used("of ComfyUI's loader", 1.0, _digest(model.patches))) if model.patches else own
+
+
+def _digest(patches: dict[str, Any]) -> str:
+    """SHA-256 of what a MODEL's weights are to be changed by: layers, strengths and matrices."""
+    digest = hashlib.sha256()
+
+    def add_up(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{value.dtype} {list(value.shape)}".encode())
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, tuple | list):
+            digest.update(f"{len(value)}".encode())
+            for each in value:
+                add_up(each)
+        elif isinstance(value, str | int | float | None):
+            digest.update(repr(value).encode())
+        else:  # an adapter, which has its matrices as weights
+            digest.update(type(value).__name__.encode())
+            add_up(getattr(value, "weights", None))
+
+    add_up([(layer, changes) for layer, changes in sorted(patches.items())])
+    return digest.hexdigest()
 
 
 def unpatched(model: ModelPatcher) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 from comfy_api.latest import io
@@ -12,6 +13,7 @@ from comfy_api.latest import io
 from magi_core.denoise.storage import fingerprint
 from magi_core.errors import MagiError
 from magi_core.files import atomic_write
+from magi_core.lora import Used
 from magi_core.making import Making
 from magi_core.model import MagiDiT
 
@@ -31,9 +33,11 @@ class SessionFile:
         if temporary:
             weakref.finalize(self, path.unlink, missing_ok=True)
 
-    def load(self, dit: MagiDiT) -> Making:
-        """One's own, to go on with; raises MagiError when the file is damaged or belongs to another model."""
-        return Making.load(self.path, dit)
+    def load(self, dit: MagiDiT, loras: Sequence[Used]) -> Making:
+        """One's own, to go on with; raises MagiError when the file is damaged or belongs to another model or other LoRAs."""
+        making = Making.load(self.path, dit)
+        making.check_loras(loras)
+        return making
 
     def write(self, target: Path) -> None:
         """Write it as a file, all or nothing."""
@@ -47,11 +51,12 @@ class HeldSession:
     def __init__(self, making: Making) -> None:
         self._making = making
 
-    def load(self, dit: MagiDiT) -> Making:
+    def load(self, dit: MagiDiT, loras: Sequence[Used]) -> Making:
         """As ``SessionFile.load``."""
         model = self._making.session.model
         if fingerprint(dit) != fingerprint(model):
             raise MagiError("the session was made with another model; connect the model it was made with")
+        self._making.check_loras(loras)
         return copy.deepcopy(self._making, {id(model): dit})
 
     def write(self, target: Path) -> None:

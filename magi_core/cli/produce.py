@@ -109,7 +109,7 @@ def run_resume(arguments: argparse.Namespace) -> int:
         options["devices"] = arguments.devices
     asked = argparse.Namespace(text_cache=None, lora=loras, **options)
     magi = open_asked(asked)
-    making = run.load(magi.dit)
+    making = run.load(magi.dit, loras=magi.used_loras)
     with shared(asked, magi, making):
         return make(run, making, magi.decoder(), output, quiet=arguments.quiet)
 

@@ -3,11 +3,13 @@
 from magi_core.lora.apply import Weighted, add, merge, read, restore, use
 from magi_core.lora.choice import Lora
 from magi_core.lora.files import Adapter, LowRank, read_adapter, write_adapter
+from magi_core.lora.used import Used, used
 
 __all__ = [
     "Adapter",
     "Lora",
     "LowRank",
+    "Used",
     "Weighted",
     "add",
     "merge",
@@ -15,5 +17,6 @@ __all__ = [
     "read_adapter",
     "restore",
     "use",
+    "used",
     "write_adapter",
 ]

@@ -59,8 +59,8 @@ class Lora:
         return {"path": str(self.path.absolute()), "strength": self.strength, "digest": self.digest}
 
     def pinned(self) -> Lora:
-        """The same, of which only today's file will do; raises MagiError where it cannot be read."""
-        return replace(self, digest=digest_of(*adapter_files(self.path)))
+        """The same, of which only today's file will do, unless it is pinned already; raises MagiError where it cannot be read."""
+        return self if self.digest else replace(self, digest=digest_of(*adapter_files(self.path)))
 
     def check(self) -> None:
         """Raise MagiError where the file is not the one that was pinned."""

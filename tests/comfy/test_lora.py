@@ -12,7 +12,7 @@ from safetensors.torch import load, load_file, save_file
 
 from magi_core.config import PRESETS
 from magi_core.lora import Adapter, write_adapter
-from tests.comfy.graphs import denoise, node, text_to_video
+from tests.comfy.graphs import denoise, extend, node, pictures, story, text_to_video
 from tests.comfy.server import Prompt, Refused, Run, Server
 from tests.lora.test_lora import FOUR, adapter_for
 
@@ -94,6 +94,25 @@ def test_it_is_part_of_what_a_run_is_named_after(server: Server, folder: Path) -
     name = next(name for name in tensors if "lora_B" in name)
     save_file({**tensors, name: tensors[name] * 2}, folder / "new.safetensors")
     assert len(runs(prompt(ours(0.3))) - other) == 1
+
+
+def test_a_session_goes_on_with_the_loras_that_made_it(server: Server, folder: Path) -> None:
+    """By what they are: the same graph asked again, from other nodes, is the same."""
+    steps = {"none": None, "ours": ours(0.4), "ours again": ours(0.4), "others": ours(0.5), "cores": cores(0.4)}
+    for made, *going_on in (("ours", "ours again", "others", "none"), ("cores", "cores", "ours"), ("none", "ours")):
+        for other in going_on:
+            asked: Prompt = {**text_to_video(ONE), **story("0.5s: it stops", "next")}
+            model = {"none": "model"}
+            for name in {made, other} - {"none"}:
+                asked[name] = {**steps[name], "inputs": {**steps[name]["inputs"], "model": ["model", 0]}}
+                model[name] = name
+            asked["made"] = denoise(model=[model[made], 0])
+            asked["more"] = extend("next_said", session=["made", 1], model=[model[other], 0])
+            run = server.run(asked | pictures("more"))
+            if other.split()[0] == made:
+                assert run.status == "success", run.error
+            else:
+                assert "go on with the same LoRAs at the same strengths" in str(run.error), (made, other)
 
 
 def test_workers_and_8_bits_use_it_too(server: Server, folder: Path) -> None:
