@@ -78,7 +78,12 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     tune.add_argument(
         "--rate", type=float, help="learning rate (default: 0.06 / the model's width, of a LoRA 0.5 / the width)"
     )
-    tune.add_argument("--seed", type=int, default=0, help="equal seeds draw the same training sequences (default: 0)")
+    tune.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="equal seeds begin a LoRA alike and draw the same training sequences (default: 0)",
+    )
     tune.add_argument("--recompute", action="store_true", help="compute layers twice to need much less memory")
     tune.add_argument(
         "--shard", action="store_true", help="under torchrun: spread weights over the GPUs, for models that fit on none"
@@ -132,7 +137,7 @@ def run_finetune(arguments: argparse.Namespace) -> int:
         model = frozen(files, ranks.device) if lora else trainable(files, ranks.device)
         if arguments.recompute:
             recomputed(model)
-        matrices = Matrices(model, lora) if lora else None
+        matrices = Matrices(model, lora, arguments.seed) if lora else None
         with ranks.first_before_others():
             clips = _clips(arguments.folder, files, size, work, ranks.device)
         layouts = layouts_for(files.config.sampling, int(clips.lengths.max()))

@@ -62,20 +62,23 @@ class LoraSettings:
 
 
 class Matrices(nn.Module):
-    """The matrices of a LoRA in float32, hung on the layers of a model; they add nothing until they have learnt."""
+    """The matrices of a LoRA in float32, hung on the layers of a model; they add nothing until they have learnt.
 
-    def __init__(self, model: MagiDiT, settings: LoraSettings) -> None:
+    They begin alike in every process and on every device, since each may hold a share of them.
+    """
+
+    def __init__(self, model: MagiDiT, settings: LoraSettings, seed: int = 0) -> None:
         super().__init__()
         self.scale = (settings.alpha or settings.rank) / settings.rank
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         sizes = targets(model.config)
         device = model.null_caption.device
+        generator = torch.Generator().manual_seed(seed)
         for name in settings.layers(model.config):
             outputs, inputs = sizes[name]
-            down = torch.empty(settings.rank, inputs, device=device)
-            nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+            down = (2 * torch.rand(settings.rank, inputs, generator=generator) - 1) / math.sqrt(inputs)
             key = _key(name)
-            self.down[key] = nn.Parameter(down)
+            self.down[key] = nn.Parameter(down.to(device))
             self.up[key] = nn.Parameter(torch.zeros(outputs, settings.rank, device=device))
             hang(find_layer(model, name), _Learning(self, key))
 

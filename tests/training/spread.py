@@ -13,6 +13,7 @@ from magi_core.config import PRESETS, Sampling
 from magi_core.model import MagiDiT
 from magi_core.training.finetune import FinetuneSettings, RecomputedLayers, finetune
 from magi_core.training.layouts import layouts_for
+from magi_core.training.lora import LoraSettings, Matrices
 from magi_core.training.ranks import Ranks, launched
 from tests.training.test_objective import random_clips, tiny_model
 
@@ -28,16 +29,22 @@ def learning_model(*, recompute: bool = False) -> MagiDiT:
 
 
 def run(
-    folder: Path, settings: FinetuneSettings, ranks: Ranks, *, sampling: Sampling = NANO, recompute: bool = False
+    folder: Path,
+    settings: FinetuneSettings,
+    ranks: Ranks,
+    *,
+    sampling: Sampling = NANO,
+    recompute: bool = False,
+    lora: bool = False,
 ) -> None:
-    """Train in ``folder``; the averaged weights are written to ``folder``/kept.safetensors."""
+    """Train in ``folder``, all of a model or a LoRA; the averaged weights are written to ``folder``/kept.safetensors."""
+    model = learning_model(recompute=recompute)
+    matrices = Matrices(model.requires_grad_(False), LoraSettings(rank=4)) if lora else None
 
     def keep(weights: dict[str, torch.Tensor], step: int) -> None:
         save_file(weights, folder / "kept.safetensors", {"step": str(step)})
 
-    finetune(
-        learning_model(recompute=recompute), random_clips(), layouts_for(sampling, 3), folder, settings, ranks, keep
-    )
+    finetune(model, random_clips(), layouts_for(sampling, 3), folder, settings, ranks, keep, matrices)
 
 
 def main() -> None:
@@ -49,8 +56,11 @@ def main() -> None:
             ("ddp", SETTINGS),
             ("fsdp", replace(SETTINGS, steps=2, shard=True)),
             ("fsdp", replace(SETTINGS, shard=True)),  # goes on
+            ("lora ddp", SETTINGS),
+            ("lora fsdp", replace(SETTINGS, steps=2, shard=True)),
+            ("lora fsdp", replace(SETTINGS, shard=True)),
         ):
-            run(folder / name, settings, ranks, recompute=name == "fsdp")
+            run(folder / name, settings, ranks, recompute="fsdp" in name, lora="lora" in name)
     if ranks.first:
         (folder / "done").touch()
 

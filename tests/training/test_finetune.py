@@ -65,27 +65,29 @@ def test_resumed_equals_unbroken_to_the_bit_and_recomputing_changes_nothing(
 
 
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
-    """Two of torchrun, by copies and by shards (broken off and resumed), against one process with the same batch.
+    """Two of torchrun, by copies and by shards (broken off and resumed), against one process with the same batch; the same of a LoRA.
 
     Left out are the norms of keys: a bias of keys moves all scores of a query alike where nothing is rotated, so its gradient is
     rounding alone, which Adam brings to the size of any other.
     """
     run(tmp_path / "one", SETTINGS, ALONE)
+    run(tmp_path / "lora one", SETTINGS, ALONE, lora=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     done = subprocess.run(
         [*command, "tests.training.spread", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
     assert (tmp_path / "done").exists(), done.stderr[-3000:]
-    one = load_file(tmp_path / "one" / "dit.safetensors")
-    learnt = [key for key in one if key.startswith(("model.", "ema.")) and "k_layernorm" not in key]
-    for name in ("ddp", "fsdp"):
-        two = load_file(tmp_path / name / "dit.safetensors")
-        assert two.keys() == one.keys()
-        apart = {key: float((two[key] - one[key]).norm() / one[key].norm().clamp_min(1e-2)) for key in learnt}
-        assert max(apart.values()) < 1e-5, (name, max(apart, key=apart.__getitem__), max(apart.values()))
-    assert losses(tmp_path / "ddp")[-1] | {"seconds": 0} == pytest.approx(
-        losses(tmp_path / "one")[-1] | {"seconds": 0}, abs=2e-5
-    )
+    for kind in ("", "lora "):
+        one = load_file(tmp_path / f"{kind}one" / "dit.safetensors")
+        learnt = [key for key in one if key.startswith(("model.", "ema.")) and "k_layernorm" not in key]
+        assert all(key.split(".")[1] in ("up", "down") for key in learnt) == bool(kind)
+        for name in (f"{kind}ddp", f"{kind}fsdp"):
+            two = load_file(tmp_path / name / "dit.safetensors")
+            assert two.keys() == one.keys()
+            apart = {key: float((two[key] - one[key]).norm() / one[key].norm().clamp_min(1e-2)) for key in learnt}
+            assert max(apart.values()) < 1e-5, (name, max(apart, key=apart.__getitem__), max(apart.values()))
+        last, alone = (losses(tmp_path / f"{kind}{name}")[-1] | {"seconds": 0} for name in ("ddp", "one"))
+        assert last == pytest.approx(alone, abs=2e-5)
 
 
 def test_passes_must_be_shared_evenly(tmp_path: Path) -> None:

@@ -34,7 +34,6 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 def learn(folder: Path, settings: FinetuneSettings = SETTINGS) -> tuple[dict[str, Tensor], Matrices]:
     """What the base of a tiny model is afterwards, and the matrices; the adapter is in ``folder``."""
     model = tiny_model().requires_grad_(False)
-    torch.manual_seed(1)
     matrices = Matrices(model, LoraSettings(rank=4, alpha=2.0))
 
     def keep(weights: Mapping[str, Tensor], step: int) -> None:
