@@ -22,7 +22,7 @@ from magi_core.cost.work import Work
 from magi_core.denoise.schedule import Schedule
 from magi_core.files import atomic_write
 from magi_core.kernels import AttnRange
-from magi_core.parallel.fit import device_bytes
+from magi_core.parallel.fit import device_plan
 from magi_core.parallel.predict import (
     Pass,
     choose,
@@ -78,7 +78,7 @@ def line(model: str, devices: int) -> dict[str, Any]:
         "idle_percent": round(100 * found.idle, 1),
         "times_faster": round(alone.end / found.seconds, 2),
         "device_gb": {
-            size: round(device_bytes(replace(Use.of(preset), height=h, width=w), strategy) / 1e9, 1)
+            size: round(device_plan(replace(Use.of(preset), height=h, width=w), strategy).total / 1e9, 1)
             for size, (h, w) in ((size, map(int, size.split("x"))) for size in SIZES)
         },
     }

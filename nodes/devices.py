@@ -11,11 +11,14 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP
 from comfy_api.latest import io
 
+from magi_core.cost.memory import weight_bytes
+from magi_core.errors import MagiError
 from magi_core.parallel import FromFiles
-from magi_core.parallel.devices import all_there, parse_devices
+from magi_core.parallel.devices import all_there, home, parse_devices
+from magi_core.parallel.launch_ray import on_ray
 from magi_core.parallel.predict import Way
 
-from . import inputs, values
+from . import host, inputs, values
 from .model import SharedModel
 from .running import LORAS, loras_of, model_of, unpatched
 from .sockets import CATEGORY
@@ -33,27 +36,42 @@ class SharedPatcher(ModelPatcher):  # type: ignore[misc]
 
 
 def named(devices: str) -> list[str]:
-    """The devices that are asked for; with "auto" all GPUs. Raises MagiError for wrong ones."""
+    """The devices that are asked for; with "auto" all GPUs. Raises MagiError for wrong ones, and for hosts that this one does not trust."""
     if devices.strip() in ("", AUTO):
         return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     names = parse_devices(devices, "devices")
     all_there(names, "devices")
+    _trusted(names[0])
     return names
+
+
+def _trusted(device: str) -> None:
+    """Raise MagiError where a workflow alone names a cluster: what that answers could run any program here."""
+    asked, file = on_ray(device), host.clusters_file()
+    if asked is None or asked.address in ("", "auto"):
+        return
+    listed = file.read_text(encoding="utf-8").split() if file.is_file() else []
+    if asked.address not in listed:
+        raise MagiError(
+            f"devices names the Ray cluster {asked.address}, which this ComfyUI does not know; if you trust it, write its address "
+            f"in a line of {file}. ray:{asked.kind}@auto is the cluster that this computer is part of"
+        )
 
 
 def shared(model: ModelPatcher, devices: list[str], way: Way) -> ModelPatcher:
     """The same model, run by workers on these devices; they end when ComfyUI wants the room or lets go of the model."""
     unpatched(model)
     own = model_of(model)
-    place = "streamed" if own.weights == "streamed" else "resident"
     loras = loras_of(model)
-    build = FromFiles(own.files, own.config.dit.params_dtype, own.attention, place, own.fp8, loras)
-    workers = Workers(build, devices, way)
+    build = FromFiles(own.files, own.config.dit.params_dtype, own.attention, fp8=own.fp8, loras=loras)
+    workers = Workers(build, devices, way, own.asked)
     held = SharedModel(own, workers)
     weakref.finalize(held, workers.close)
-    made = SharedPatcher(
-        held, torch.device(devices[0]), management.unet_offload_device(), size=max(1, model.model_size())
-    )
+    outside, layers = weight_bytes(own.config.dit, own.fp8)
+    here = home(devices)
+    size = 1 if here is None else outside + (0 if own.asked == "streamed" else sum(layers))
+    device = torch.device(here or management.get_torch_device())
+    made = SharedPatcher(held, device, management.unet_offload_device(), size=size)
     made.model_options[LORAS] = loras
     # ComfyUI also detaches, in part, what it is about to load once more.
     made.add_callback(CallbacksMP.ON_DETACH, lambda _, wholly: workers.close() if wholly else None)
@@ -74,7 +92,8 @@ class Devices(io.ComfyNode):
                 io.String.Input(
                     "devices",
                     default=AUTO,
-                    tooltip="auto: all GPUs; with less than two nothing changes. Or their names: cuda:0, cuda:1. cpu, cpu tries it out without a GPU.",
+                    tooltip="auto: all GPUs; with less than two nothing changes. Or their names: cuda:0, cuda:1. cpu, cpu tries it out without a GPU. "
+                    "8xray:cuda@auto: 8 GPUs of the Ray cluster that this computer is part of.",
                 ),
                 inputs.choice(
                     "strategy",

@@ -118,6 +118,11 @@ def caption_folder() -> Path:
     return Path(folder_paths.get_user_directory()) / MODELS / "captions"
 
 
+def clusters_file() -> Path:
+    """Where whoever runs this ComfyUI lists the Ray clusters that workflows may name, one address a line."""
+    return Path(folder_paths.get_user_directory()) / MODELS / "ray_clusters.txt"
+
+
 def input_folder() -> Path:
     return Path(folder_paths.get_input_directory())
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from magi_core.errors import MagiError
 from magi_core.model.linear import wide_product
+from magi_core.parallel.launch_ray import on_ray
 
 CPU_IS_FULL = "can't allocate memory"
 """In the words of torch's allocator, which has no error class of its own there."""
@@ -86,8 +87,10 @@ def available(model: ModelPatcher) -> int:
 
 
 def smallest(devices: Sequence[str]) -> int:
-    """Bytes of memory of the smallest device, which workers that already run have for themselves."""
-    return min(int(management.get_total_memory(torch.device(name))) for name in devices)
+    """Bytes of memory of the smallest device, which workers that already run have for themselves; 0 where only other hosts know."""
+    return min(
+        (int(management.get_total_memory(torch.device(name))) for name in devices if not on_ray(name)), default=0
+    )
 
 
 def make_room(needed: int, device: torch.device) -> None:

@@ -23,6 +23,7 @@ Weights = Literal["auto", "resident", "streamed"]
 
 class MagiModel(nn.Module):
     """The module that ComfyUI's ModelPatcher moves. ``fp8``: it was quantised on load. ``attention``: what its kernel was chosen by.
+    ``asked``: for the weights, what ``weights`` came of.
 
     The transformer has the name under which ComfyUI's own LoRA loaders look for weights, and ``model_config`` is what they ask besides.
     """
@@ -37,13 +38,14 @@ class MagiModel(nn.Module):
         files: CheckpointFiles,
         weights: Weights = "resident",
         *,
+        asked: Weights = "auto",
         fp8: bool = False,
         attention: str = "auto",
     ) -> None:
         super().__init__()
         self._hold(dit)
         self.files = files
-        self.weights, self.fp8, self.attention = weights, fp8, attention
+        self.weights, self.asked, self.fp8, self.attention = weights, asked, fp8, attention
         self.device: torch.device | None = None  # where ComfyUI notes it
 
     def _hold(self, dit: MagiDiT) -> None:
@@ -73,8 +75,7 @@ class SharedModel(MagiModel):
     """A model run by workers, which have weights of their own: ComfyUI sees none that it could move."""
 
     def __init__(self, model: MagiModel, workers: Workers) -> None:
-        weights: Weights = "streamed" if model.weights == "streamed" else "resident"
-        super().__init__(model.dit, model.files, weights, fp8=model.fp8, attention=model.attention)
+        super().__init__(model.dit, model.files, asked=model.asked, fp8=model.fp8, attention=model.attention)
         self.workers = workers
 
     def _hold(self, dit: MagiDiT) -> None:

@@ -125,9 +125,8 @@ def use_of(model: ModelPatcher, sampling: Sampling, height: int, width: int) -> 
     use = replace(use, beside=adapters * held.config.dit.params_dtype.itemsize)
     if held.workers is not None:
         unpatched(model)
-        free = memory.smallest(held.workers.devices)
-    else:
-        free = memory.available(model)
+        return held.workers.placed(use, memory.smallest(held.workers.devices))
+    free = memory.available(model)
     if not plan_memory(use).fits(free):
         raise refusal(use, free)
     return use

@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
+from magi_core.cost.memory import Use
 from magi_core.denoise.guidance import Runner
 from magi_core.denoise.session import Session
+from magi_core.memory.streaming import Place
 from magi_core.parallel import Engine, FromFiles, start
 from magi_core.parallel.devices import suited
+from magi_core.parallel.fit import place_of
 from magi_core.parallel.predict import Way
 
 
 class Workers:
     """One for each device."""
 
-    def __init__(self, build: FromFiles, devices: Sequence[str], way: Way) -> None:
-        self.build, self.devices, self.way = build, tuple(devices), way
+    def __init__(self, build: FromFiles, devices: Sequence[str], way: Way, wanted: Place | Literal["auto"]) -> None:
+        """wanted: where their weights are to lie."""
+        self.build, self.devices, self.way, self.wanted = build, tuple(devices), way, wanted
         self._engine: Engine | None = None
 
     @property
     def alive(self) -> bool:
         return self._engine is not None and self._engine.alive
 
+    def placed(self, use: Use, room: int) -> Use:
+        """With the weights where they lie in the workers; raises MagiError where their devices, of ``room`` bytes each, have too little."""
+        return replace(use, weights=place_of(use, len(self.devices), self.way, self.wanted, room))
+
     def take(self, session: Session) -> None:
         """Run the session from its next step on. Workers that ended are started again; how they share the model is what suits the first
         session. Raises MagiError where they cannot start or cannot share the model in this way.
         """
         if self._engine is None or not self._engine.alive:
-            strategy = suited(session, self.build, self.devices, self.way)
+            build, strategy = suited(session, self.build, self.devices, self.way, self.wanted)
             self.close()
-            self._engine = start(self.build, self.devices, strategy)
+            self._engine = start(build, self.devices, strategy)
         if session.runner != self._engine.runner:
             session.run_by(self._engine.runner)
 

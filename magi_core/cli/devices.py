@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 from magi_core.checkpoint.load import load_dit
 from magi_core.making import Making
-from magi_core.memory.streaming import Place
 from magi_core.parallel import FromFiles, start
 from magi_core.parallel.devices import suited
 from magi_core.pipeline import Magi
@@ -21,8 +20,8 @@ def keep_home(magi: Magi) -> None:
 @contextmanager
 def shared(making: Making, magi: Magi, devices: list[str]) -> Iterator[None]:
     """Within, the devices run the model, in the way that is predicted to be fastest."""
-    place: Place = "streamed" if magi.weights == "streamed" else "resident"
-    build = FromFiles(magi.files, magi.dtype, magi.attention, place, magi.fp8, magi.loras)
-    with start(build, devices, suited(making.session, build, devices)) as engine:
+    build = FromFiles(magi.files, magi.dtype, magi.attention, fp8=magi.fp8, loras=magi.loras)
+    build, strategy = suited(making.session, build, devices, wanted=magi.weights)
+    with start(build, devices, strategy) as engine:
         making.session.run_by(engine.runner)
         yield

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 
 from magi_core.cost.memory import Use
 from magi_core.denoise.session import Session
 from magi_core.errors import MagiError
+from magi_core.memory.streaming import Place
 from magi_core.parallel.engine import FromFiles
-from magi_core.parallel.fit import device_bytes
-from magi_core.parallel.launch_ray import on_ray
+from magi_core.parallel.fit import device_plan, place_of
+from magi_core.parallel.launch_ray import check_ray, on_ray
 from magi_core.parallel.predict import Way, choose, machine_of
 from magi_core.parallel.worker import Strategy
 
@@ -50,7 +52,9 @@ def home(devices: Sequence[str]) -> str | None:
 
 
 def all_there(devices: Sequence[str], option: str) -> None:
-    """Raise MagiError where this computer does not have one of them."""
+    """Raise MagiError where this computer does not have one of them, or not what speaks to a cluster's."""
+    if any(map(on_ray, devices)):
+        return check_ray()
     there = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     for name in devices:
         if name not in ("cpu", *there):
@@ -59,10 +63,17 @@ def all_there(devices: Sequence[str], option: str) -> None:
             )
 
 
-def suited(session: Session, build: FromFiles, devices: Sequence[str], way: Way = "auto") -> Strategy:
-    """The way of working that is predicted to be fastest for a session of those that fit the devices.
+def suited(
+    session: Session,
+    build: FromFiles,
+    devices: Sequence[str],
+    way: Way = "auto",
+    wanted: Place | Literal["auto"] = "auto",
+) -> tuple[FromFiles, Strategy]:
+    """The way of working that is predicted to be fastest for a session of those that fit the devices, and what to build for it.
 
-    build: what the workers will compute with. Raises MagiError where ``way`` is impossible.
+    build: what the workers will compute with; wanted: where its weights are to lie. Raises MagiError where ``way`` is impossible, or no
+    way fits.
     """
     config, sampling = session.model.config, session.sampling
     room = min((room_of(device) for device in devices if device.startswith("cuda")), default=0)
@@ -71,19 +82,20 @@ def suited(session: Session, build: FromFiles, devices: Sequence[str], way: Way 
         session.height * PIXELS,
         session.width * PIXELS,
         sampling,
-        weights=build.weights,
         fp8=build.fp8,
     )
+    use = replace(use, weights=place_of(use, len(devices), way, wanted, room))
     tokens = sampling.chunk_width * session.height * session.width // (config.t_patch_size * config.patch_size**2)
-    return choose(
+    strategy = choose(
         config,
         sampling,
         tokens,
         len(devices),
         machine_of(devices[0]),
         way,
-        lambda strategy: not room or device_bytes(use, strategy) <= room,
+        lambda strategy: not room or device_plan(use, strategy).fits(room),
     )
+    return replace(build, weights=use.weights), strategy
 
 
 def room_of(device: str) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import tempfile
 import time
 import traceback
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 ROOM_SECONDS = 300.0
 """How long a cluster may take to have room for the workers, and they to meet."""
+ANSWER_SECONDS = 10.0
+"""How long a cluster's head may take to answer a call."""
 MISSED_SECONDS = 10.0
 """How long after a failure another worker's end is taken for its cause; Ray tells of it later than of an answer."""
 CODE = Path(__file__).resolve().parents[2]
@@ -54,6 +57,12 @@ def on_ray(device: str) -> OnRay | None:
     return found and OnRay(found[1], found[2] or "")  # type: ignore[arg-type]
 
 
+def check_ray() -> None:
+    """Raise MagiError where Ray is not installed."""
+    if find_spec("ray") is None:
+        raise missing_extra("ray", "cluster", "running a model on the hosts of a cluster")
+
+
 class RayCrew:
     """A crew of Ray actors, all on the same kind of device."""
 
@@ -61,8 +70,7 @@ class RayCrew:
         asked = on_ray(devices[0])
         if asked is None or len(set(devices)) > 1:
             raise MagiError(f"devices on Ray must all be the same; these are {', '.join(devices)[:100]}")
-        if find_spec("ray") is None:
-            raise missing_extra("ray", "cluster", "running a model on the hosts of a cluster")
+        check_ray()
         self.size = len(devices)
         self._folder = tempfile.TemporaryDirectory(prefix="magi-ray-", ignore_cleanup_errors=True)
         self._driver = Spawned(Cluster, ["cpu"])
@@ -149,6 +157,8 @@ class Cluster:
                 "_system_config": {"worker_niceness": 0},  # else anything that this host also does comes first, by far
             }
         try:
+            if ":" in asked.address:
+                _call_at(asked.address)
             ray.init(**options)
         except (OSError, RuntimeError, ValueError) as error:
             if not asked.address:
@@ -223,6 +233,12 @@ class Cluster:
                 failed[references.index(ready[0])] = problem
         rank, problem = max(failed.items(), key=lambda one: one[1].ended)
         return MagiError(f"worker {rank} on the host {self._hosts[rank]} {problem.text}")
+
+
+def _call_at(address: str) -> None:
+    """Raise OSError or ValueError where nobody answers at an address; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
 
 
 class Problem(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,7 +74,7 @@ def test_two_devices_make_the_video_of_one_and_stay_for_the_next(server: Server)
     whole["made"]["inputs"]["model"] = ["model", 0]
     expected = latents(server, server.run(whole))
     assert not workers(server)
-    for strategy in ("passes", "keys"):
+    for strategy in ("pipeline", "passes", "keys"):
         found = latents(server, server.run(shared(text, strategy=strategy, seed=31)))
         assert (found - expected).norm() <= 1e-5 * expected.norm()
         assert len(workers(server)) == 2
@@ -82,6 +83,38 @@ def test_two_devices_make_the_video_of_one_and_stay_for_the_next(server: Server)
     assert workers(server) == pids
     server.post("free", {"unload_models": True})
     assert gone(server, pids)
+
+
+@pytest.fixture(scope="module")
+def ray(server: Server) -> None:
+    there = "import importlib.util, sys; sys.exit(importlib.util.find_spec('ray') is None)"
+    if subprocess.run([server.python, "-c", there]).returncode:
+        pytest.skip("ComfyUI's Python has no Ray: pip install ray")
+
+
+def test_hosts_of_a_ray_cluster_make_the_video_of_one(server: Server, ray: None) -> None:
+    """Ray is started for them, in a process of its own, and ends when ComfyUI wants the room."""
+    whole = shared("1s: a red circle moves right", seed=38)
+    whole["made"]["inputs"]["model"] = ["model", 0]
+    expected = latents(server, server.run(whole))
+    before = workers(server)
+    found = latents(server, server.run(shared("1s: a red circle moves right", devices="2xray:cpu", seed=38)))
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+    (driver,) = workers(server) - before
+    server.post("free", {"unload_models": True})
+    assert gone(server, {driver}, 60)
+
+
+def test_a_cluster_is_joined_that_is_listed_on_this_computer_and_no_other(server: Server, ray: None) -> None:
+    prompt = shared("1s: a blue square", devices="2xray:cpu@127.0.0.1:1")
+    with pytest.raises(Refused) as refused:
+        server.run(prompt)
+    assert "127.0.0.1:1, which this ComfyUI does not know; if you trust it" in refused.value.reasons
+    listed = server.base / "user" / "magi" / "ray_clusters.txt"
+    assert str(listed) in refused.value.reasons
+    listed.parent.mkdir(parents=True, exist_ok=True)
+    listed.write_text("127.0.0.1:1\n")
+    assert "the Ray cluster at 127.0.0.1:1 cannot be joined" in str(server.run(prompt).error)
 
 
 def test_a_session_goes_on_without_the_devices(server: Server) -> None:

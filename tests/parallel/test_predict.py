@@ -10,7 +10,8 @@ from magi_core.config import PRESETS, Sampling
 from magi_core.cost.machines import H100, RTX4090
 from magi_core.cost.memory import Use
 from magi_core.cost.work import Work
-from magi_core.parallel.fit import device_bytes
+from magi_core.errors import MagiError
+from magi_core.parallel.fit import device_plan, place_of
 from magi_core.parallel.launch import Spawned
 from magi_core.parallel.predict import (
     best_stages,
@@ -85,14 +86,29 @@ def test_a_line_does_not_run_dry_while_there_are_as_many_units_as_devices() -> N
 def test_layers_one_behind_the_other_only_where_nothing_else_fits(ranks: int) -> None:
     big = PRESETS["24b"]
     use = replace(Use.of(big), height=480, width=832)
-    needed = [device_bytes(use, Strategy(pipeline=count)) for count in (1, 2, 4, 8)]
+    needed = [device_plan(use, Strategy(pipeline=count)).total for count in (1, 2, 4, 8)]
     assert needed == sorted(needed, reverse=True) and needed[0] > 50e9 > 24e9 > needed[2]
     asked = [
-        choose(big.dit, big.sampling, TOKENS, ranks, RTX4090, fits=lambda s, room=room: device_bytes(use, s) <= room)
+        choose(big.dit, big.sampling, TOKENS, ranks, RTX4090, fits=lambda s, room=room: device_plan(use, s).fits(room))
         for room in (80e9, 40e9, 24e9, 1e9)
     ]
     assert [strategy.pipeline for strategy in asked] == [1, {2: 2, 4: 4, 8: 4}[ranks], min(ranks, 4), ranks]
     assert choose(big.dit, big.sampling, TOKENS, ranks, H100, "pipeline") == Strategy(pipeline=ranks)
+
+
+def test_weights_are_dealt_out_before_they_are_streamed_and_what_fits_nowhere_says_what_is_needed() -> None:
+    use = replace(Use.of(PRESETS["24b"]), height=480, width=832)
+    assert place_of(use, 2, "auto", "auto", int(80e9)) == "resident"
+    assert place_of(use, 4, "auto", "auto", int(24e9)) == place_of(use, 4, "pipeline", "auto", int(24e9)) == "resident"
+    assert place_of(use, 4, "keys", "auto", int(24e9)) == place_of(use, 2, "auto", "auto", int(24e9)) == "streamed"
+    assert place_of(use, 4, "auto", "streamed", int(80e9)) == "streamed"
+    assert place_of(use, 4, "auto", "resident", 0) == "resident", "nobody knows how much they have"
+    with pytest.raises(
+        MagiError, match=r"each of 4 devices needs .*, the smallest has 24\.0 GB; use more .* or share by pipeline"
+    ):
+        place_of(use, 4, "keys", "resident", int(24e9))
+    with pytest.raises(MagiError, match="each of 2 devices needs"):
+        place_of(use, 2, "auto", "auto", int(4e9))
 
 
 def test_real_exchanges_come_in_the_predicted_order(two: Spawned) -> None:

@@ -142,6 +142,10 @@ def test_workers_on_a_cluster_that_is_there(cluster: str, tmp_path: Path, monkey
         start(FromFiles(files), [f"ray:cpu@{cluster}"] * 2)
     with pytest.raises(MagiError, match="needs a GPU; the Ray cluster has 0"):
         start(FromFiles(files), [f"ray:cuda@{cluster}"])
+    begun = time.monotonic()
+    with pytest.raises(MagiError, match=r"the Ray cluster at 127\.0\.0\.1:1 cannot be joined: .*refused"):
+        start(FromFiles(files), ["ray:cpu@127.0.0.1:1"])
+    assert time.monotonic() - begun < PATIENCE / 4, "Ray itself would try for minutes"
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
