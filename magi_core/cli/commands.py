@@ -12,7 +12,20 @@ from collections.abc import Sequence
 
 import torch
 
-from magi_core.cli import demo, distill, estimate, evaluate, finetune, generate, inspect, produce, train
+from magi_core.cli import (
+    demo,
+    distill,
+    estimate,
+    finetune,
+    generate,
+    inspect,
+    physics_iq,
+    produce,
+    report,
+    score,
+    train,
+    videos,
+)
 from magi_core.errors import MagiError
 
 
@@ -43,6 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="magi", description="MAGI-1: video that streams out chunk by chunk.")
     parser.add_argument("-v", "--verbose", action="store_true", help="tell what is being done")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (generate, produce, demo, inspect, estimate, train, distill, finetune, evaluate):
+    for module in (
+        *(generate, produce, demo, inspect, estimate),
+        *(train, distill, finetune),
+        *(score, physics_iq, videos, report),
+    ):
         module.add_commands(commands)
     return parser

@@ -1,4 +1,4 @@
-"""`magi train`, `magi score`: make magi-nano, and measure a model on the synthetic worlds."""
+"""`magi train`: magi-nano from nothing."""
 
 from __future__ import annotations
 
@@ -29,22 +29,6 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_samples(train)
     train.set_defaults(run=run_train)
 
-    score = commands.add_parser("score", help="generate from held-back prompts and measure against the exact simulator")
-    score.add_argument(
-        "--model",
-        default="nano",
-        help="'nano' (default), 'nano-distilled', a model folder, configuration or safetensors file",
-    )
-    score.add_argument(
-        "-o", "--output", type=Path, default=Path("out/score"), help="folder for table, JSON and picture"
-    )
-    score.add_argument("--count", type=int, default=200, help="generations per task (default: 200)")
-    score.add_argument("--world", choices=("narrow", "full"), default="narrow", help="which world (default: narrow)")
-    score.add_argument("--steps", type=int, help="denoise steps (default: the model's)")
-    score.add_argument("--window", type=int, help="chunks denoised at once (default: the model's)")
-    score.add_argument("--reuse", type=float, metavar="THRESHOLD", help="score videos made with generate's --reuse")
-    score.set_defaults(run=run_score)
-
 
 def add_length(parser: argparse.ArgumentParser) -> None:
     """The options of ``lasting``."""
@@ -70,28 +54,4 @@ def run_train(arguments: argparse.Namespace) -> int:
     settings = replace(settings, dit=sampled(lasting(settings.dit, arguments), arguments))
     train(arguments.output, settings, sheets(arguments.output, arguments.output / WORK, arguments))
     sys.stdout.write(f"{arguments.output} is a model folder: magi generate --model {arguments.output} ...\n")
-    return 0
-
-
-def run_score(arguments: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
-    from magi_core.cli.model import open_model
-    from magi_core.evaluation.generator import generator_of
-    from magi_core.evaluation.report import markdown, write_report
-    from magi_core.evaluation.score import ScoreSettings, score
-
-    magi = open_model(arguments.model)
-    changes = {"num_steps": arguments.steps, "window_size": arguments.window}
-    sampling = replace(magi.config.sampling, **{name: value for name, value in changes.items() if value is not None})
-    settings = ScoreSettings(world=arguments.world, count=arguments.count)
-    with tqdm(unit="video", file=sys.stderr) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        scores = score(generator_of(magi, sampling, arguments.reuse), settings, show)
-    files = write_report(scores, arguments.output)
-    sys.stdout.write(markdown(scores) + "\n" + "\n".join(str(file) for file in files) + "\n")
     return 0

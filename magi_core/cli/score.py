@@ -1,0 +1,122 @@
+"""`magi score`, `physics-worlds`: a model against the exact simulator of the synthetic worlds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+
+from magi_core.cli.model import add_model, open_asked, open_model
+from magi_core.cli.report import add_folder, write_results
+
+SHOWN = 3
+"""Predictions on a contact sheet."""
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    score = commands.add_parser("score", help="generate from held-back prompts and measure against the exact simulator")
+    score.add_argument(
+        "--model",
+        default="nano",
+        help="'nano' (default), 'nano-distilled', a model folder, configuration or safetensors file",
+    )
+    score.add_argument("--count", type=int, default=200, help="generations per task (default: 200)")
+    score.add_argument("--world", choices=("narrow", "full"), default="narrow", help="which world (default: narrow)")
+    score.add_argument("--steps", type=int, help="denoise steps (default: the model's)")
+    score.add_argument("--window", type=int, help="chunks denoised at once (default: the model's)")
+    score.add_argument("--reuse", type=float, metavar="THRESHOLD", help="score videos made with generate's --reuse")
+    add_folder(score)
+    score.set_defaults(run=run_score)
+
+    worlds = commands.add_parser("physics-worlds", help="Physics-IQ's protocol on the synthetic worlds, with baselines")
+    worlds.add_argument("--world", choices=("narrow", "full"), default="narrow", help="which world (default: narrow)")
+    worlds.add_argument("--count", type=int, default=60, help="events (default: 60)")
+    worlds.add_argument(
+        "--kv-ranges", type=int, nargs="+", default=[], metavar="N", help="also with every chunk seeing N chunks"
+    )
+    worlds.add_argument("--steps", type=int, help="denoise steps of a chunk, a multiple of the window")
+    add_model(worlds)
+    add_folder(worlds)
+    worlds.set_defaults(run=run_physics_worlds)
+
+
+def run_score(arguments: argparse.Namespace) -> int:
+    from magi_core.evaluation.generator import generator_of
+    from magi_core.evaluation.report import markdown, write_report
+    from magi_core.evaluation.score import ScoreSettings, score
+
+    magi = open_model(arguments.model)
+    changes = {"num_steps": arguments.steps, "window_size": arguments.window}
+    sampling = replace(magi.config.sampling, **{name: value for name, value in changes.items() if value is not None})
+    settings = ScoreSettings(world=arguments.world, count=arguments.count)
+    with progress_bar("video") as show:
+        scores = score(generator_of(magi, sampling, arguments.reuse), settings, show)
+    files = write_report(scores, arguments.output)
+    sys.stdout.write(markdown(scores) + "\n" + "\n".join(str(file) for file in files) + "\n")
+    return 0
+
+
+def run_physics_worlds(arguments: argparse.Namespace) -> int:
+    import numpy as np
+
+    from magi_core.evaluation.generator import generator_of
+    from magi_core.evaluation.physics_worlds import (
+        build_events,
+        from_last_frame,
+        kv_range,
+        score_baselines,
+        score_events,
+    )
+    from magi_core.evaluation.tables import kv_curve, physics_json, physics_markdown
+
+    magi = open_asked(arguments)
+    sampling = magi.config.sampling.changed(steps=arguments.steps)
+    variants = {
+        "continuation": generator_of(magi, sampling),
+        "image to video": from_last_frame(generator_of(magi, sampling)),
+    }
+    variants |= {f"KV range {chunks}": generator_of(magi, kv_range(sampling, chunks)) for chunks in arguments.kv_ranges}
+    rows, lines = {}, []
+    for event in build_events(arguments.world, min(SHOWN, arguments.count)):
+        lines.append((f"given, then what happened: {event.request.prompts[0]}", event.takes[0]))
+        made = variants["continuation"]([event.request])[0]
+        lines.append(("given, then predicted", np.concatenate([event.takes[0][: -len(made)], made])))
+    for name, generator in variants.items():
+        with progress_bar("event", name) as show:
+            found = score_events(generator, arguments.world, arguments.count, show)
+        rows[name] = found.pop("all")
+        if name == "continuation":
+            rows |= {f"{name}, {motion}": score for motion, score in found.items()}
+    for name, found in score_baselines(arguments.world, arguments.count).items():
+        rows[f"baseline: {name}"] = found["all"]
+    curve = (
+        kv_curve({chunks: rows[f"KV range {chunks}"] for chunks in sorted(arguments.kv_ranges)})
+        if arguments.kv_ranges
+        else None
+    )
+    settings = {
+        "model": arguments.model,
+        "world": arguments.world,
+        "count": arguments.count,
+        "sampling": asdict(sampling),
+    }
+    write_results(
+        arguments.output, "physics-worlds", physics_markdown(rows), physics_json(rows, settings, curve=curve), lines
+    )
+    return 0
+
+
+@contextmanager
+def progress_bar(unit: str, name: str = "") -> Iterator[Callable[[int, int], None]]:
+    """What is told how many are done, of how many, and shows it on the terminal."""
+    from tqdm import tqdm
+
+    with tqdm(unit=unit, desc=name or None, file=sys.stderr) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
