@@ -47,13 +47,13 @@ def main() -> None:
         plain = [made(magi, steps, None, i) for i in range(arguments.videos)]
         for threshold in arguments.thresholds:
             runs = [made(magi, steps, threshold, i) for i in range(arguments.videos)]
-            psnr = [_psnr(a[0], b[0]) for a, b in zip(plain, runs, strict=True)]
+            close = [psnr(a[0], b[0]) for a, b in zip(plain, runs, strict=True)]
             seconds = [sum(run[1] for run in some) for some in (plain, runs)]
             figures[f"{steps} steps, threshold {threshold}"] = found = {
                 "chunks not computed": round(statistics.fmean(run[2] for run in runs), 3),
                 "times faster": round(seconds[0] / seconds[1], 2),
-                "PSNR dB": round(statistics.median(psnr), 1),
-                "worst PSNR dB": round(min(psnr), 1),
+                "PSNR dB": round(statistics.median(close), 1),
+                "worst PSNR dB": round(min(close), 1),
             }
             print(steps, threshold, found, flush=True)
             write_record(arguments.output, figures)
@@ -72,7 +72,7 @@ def made(magi: Magi, steps: int, threshold: float | None, number: int) -> tuple[
     return frames, seconds, reuse.left_out / (reuse.left_out + reuse.computed) if reuse else 0.0
 
 
-def _psnr(a: Frames, b: Frames) -> float:
+def psnr(a: Frames, b: Frames) -> float:
     error = float(np.mean((a.astype(np.float64) - b) ** 2))
     return min(99.0, 10 * math.log10(255**2 / error)) if error else 99.0
 

@@ -201,6 +201,12 @@ def _triton() -> AttendLse:
     return attend_triton
 
 
+def _triton_int8() -> AttendLse:
+    from magi_core.kernels.triton_int8 import attend_triton_int8
+
+    return attend_triton_int8
+
+
 def _flex() -> AttendLse:
     from magi_core.kernels.flex import attend_flex
 
@@ -255,6 +261,7 @@ TABLE: dict[str, Backend] = {
         lambda device: _needs_gpu(device, (9, 0), "magi_attention", "magi_attention.functional"),
         head_dims=lambda d: d in (64, 128),
     ),
+    "triton_int8": Backend(_triton_int8, triton_missing, head_dims=lambda d: d <= 128, lossy=True),
     "sage": Backend(
         lambda: by_segment(installed.sage),
         lambda device: _needs_gpu(device, (8, 0), "sageattention", "sageattention"),

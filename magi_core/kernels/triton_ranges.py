@@ -44,28 +44,43 @@ class Tile(NamedTuple):
 SMALL, LARGE = Tile(64, 64, 4, 2), Tile(128, 64, 8, 3)
 FEW_ROWS = 64
 """Rows of a tile up to which the small one has less waste."""
+LEAST_PRODUCT = {False: 16, True: 32}
+"""Values of a row that tensor cores multiply at once, at least; True: in 8 bits."""
 
 
 def attend_triton(q: Tensor, k: Tensor, v: Tensor, ranges: Sequence[AttnRange], tile: Tile | None = None) -> Partial:
     """The same values as ``attend_lse``; float32, float16 or bfloat16, head dims 1 to 256, not differentiable."""
+    return launch(q, k, v, ranges, tile, None)
+
+
+def launch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ranges: Sequence[AttnRange],
+    tile: Tile | None,
+    scales: tuple[Tensor, Tensor] | None,
+) -> Partial:
+    """``attend_triton``; scales: what the rows of q and k in int8 stand for, [Lq, Hq] and [Lk, Hk] float32. The dtype is that of v."""
     share, d = q.shape[1] // k.shape[1], q.shape[2]
     longest = max((r.q_end - r.q_start for r in ranges), default=0)
-    tile = tile or (SMALL if longest * share <= FEW_ROWS or q.dtype == torch.float32 else LARGE)
+    tile = tile or (SMALL if longest * share <= FEW_ROWS or v.dtype == torch.float32 else LARGE)
     tile = tile._replace(rows=max(tile.rows, triton.next_power_of_2(share)))
     tiles, parts, covered = _plan(tuple(ranges), len(q), len(k), tile.rows // share, q.device)
-    out = torch.empty_like(q) if covered else torch.zeros_like(q)
+    out = (torch.empty_like if covered else torch.zeros_like)(q, dtype=v.dtype)
     lse = torch.full(q.shape[:2], -torch.inf, device=q.device)
     if len(tiles):
         q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
         strides = [side for x in (q, k, v, out) for side in x.stride()[:2]]
         _attend_tile[(len(tiles), k.shape[1])](
-            *(q, k, v, out, lse, tiles, parts, math.log2(math.e) / math.sqrt(d), *strides),
+            *(q, k, v, out, lse, *(scales or (None, None)), tiles, parts, math.log2(math.e) / math.sqrt(d), *strides),
             SHARE=share,
             D=d,
-            BLOCK_D=max(16, triton.next_power_of_2(d)),
+            BLOCK_D=max(LEAST_PRODUCT[scales is not None], triton.next_power_of_2(d)),
             ROWS=tile.rows,
             KEYS=tile.keys,
-            UPCAST=interpreted() and q.dtype == torch.bfloat16,
+            UPCAST=interpreted() and v.dtype == torch.bfloat16,
+            INT8=scales is not None,
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
@@ -103,8 +118,8 @@ def _plan(
 
 @triton.jit
 def _attend_keys(
-    q, acc, total, top, k_at, v_at, k_row, v_row, first, end, low, high, scale,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr, UPCAST: tl.constexpr,
+    q, acc, total, top, k_at, v_at, k_scale_at, k_row, v_row, k_heads, first, end, low, high, scale,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr, UPCAST: tl.constexpr, INT8: tl.constexpr,
 ):  # fmt: skip
     """The running softmax over the keys [first, end): every row sees [low, high) of them, or all where not MASKED."""
     dim = tl.arange(0, BLOCK_D)
@@ -115,8 +130,13 @@ def _attend_keys(
         keys = tl.load(k_at + row * k_row + dim[None, :], mask=real, other=0.0)
         values = tl.load(v_at + row * v_row + dim[None, :], mask=real, other=0.0)
         if UPCAST:
-            keys, values = keys.to(tl.float32), values.to(tl.float32)
-        scores = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale
+            values = values.to(tl.float32)
+        if INT8:
+            k_scale = tl.load(k_scale_at + key.to(tl.int64) * k_heads, mask=key < end, other=0.0)
+            scores = tl.dot(q, tl.trans(keys), out_dtype=tl.int32).to(tl.float32) * scale[:, None] * k_scale[None, :]
+        else:
+            keys = keys.to(q.dtype)
+            scores = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale
         if MASKED:
             seen = (key[None, :] >= low[:, None]) & (key[None, :] < tl.minimum(high, end)[:, None])
             scores = tl.where(seen, scores, float("-inf"))
@@ -132,9 +152,10 @@ def _attend_keys(
 
 @triton.jit
 def _attend_tile(
-    q_at, k_at, v_at, out_at, lse_at, tiles, parts, scale,
+    q_at, k_at, v_at, out_at, lse_at, q_scale_at, k_scale_at, tiles, parts, scale,
     q_row, q_head, k_row, k_head, v_row, v_head, out_row, out_head,
     SHARE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, UPCAST: tl.constexpr,
+    INT8: tl.constexpr,
 ):  # fmt: skip
     """Program (tile, key head): ROWS / SHARE query rows, with the SHARE query heads of the key head."""
     tile, head = tl.program_id(0), tl.program_id(1)
@@ -147,7 +168,11 @@ def _attend_tile(
     q = tl.load(
         q_at + row.to(tl.int64)[:, None] * q_row + q_heads[:, None] * q_head + dim[None, :], mask=place, other=0.0
     )
-    if UPCAST:
+    per_row = row.to(tl.int64) * (tl.num_programs(1) * SHARE) + q_heads
+    if INT8:
+        scale = tl.load(q_scale_at + per_row, mask=live, other=0.0) * scale
+        k_scale_at += head
+    elif UPCAST:
         q = q.to(tl.float32)
     k_at += head * k_head
     v_at += head * v_head
@@ -162,16 +187,16 @@ def _attend_tile(
         head_end = tl.minimum(end, first + (all_first - first + KEYS - 1) // KEYS * KEYS)
         tail = head_end + tl.maximum(all_end - head_end, 0) // KEYS * KEYS
         acc, total, top = _attend_keys(
-            q, acc, total, top, k_at, v_at, k_row, v_row, first, head_end, row + low, row + high, scale, D, BLOCK_D, KEYS, True, UPCAST
+            q, acc, total, top, k_at, v_at, k_scale_at, k_row, v_row, tl.num_programs(1), first, head_end, row + low, row + high, scale, D, BLOCK_D, KEYS, True, UPCAST, INT8
         )  # fmt: skip
         acc, total, top = _attend_keys(
-            q, acc, total, top, k_at, v_at, k_row, v_row, head_end, tail, row + low, row + high, scale, D, BLOCK_D, KEYS, False, UPCAST
+            q, acc, total, top, k_at, v_at, k_scale_at, k_row, v_row, tl.num_programs(1), head_end, tail, row + low, row + high, scale, D, BLOCK_D, KEYS, False, UPCAST, INT8
         )  # fmt: skip
         acc, total, top = _attend_keys(
-            q, acc, total, top, k_at, v_at, k_row, v_row, tail, end, row + low, row + high, scale, D, BLOCK_D, KEYS, True, UPCAST
+            q, acc, total, top, k_at, v_at, k_scale_at, k_row, v_row, tl.num_programs(1), tail, end, row + low, row + high, scale, D, BLOCK_D, KEYS, True, UPCAST, INT8
         )  # fmt: skip
     out = (acc / total[:, None]).to(out_at.dtype.element_ty)
     out_rows = out_at + row.to(tl.int64)[:, None] * out_row + q_heads[:, None] * out_head
     tl.store(out_rows + dim[None, :], out, mask=place)
     lse = (top + tl.log2(total)) * 0.6931471805599453
-    tl.store(lse_at + row.to(tl.int64) * (tl.num_programs(1) * SHARE) + q_heads, lse, mask=live)
+    tl.store(lse_at + per_row, lse, mask=live)

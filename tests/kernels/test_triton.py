@@ -21,7 +21,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    ("cases", "interpret"), [("triton_numbers.py", "1"), ("fused_numbers.py", "1"), ("triton_compiles.py", "0")]
+    ("cases", "interpret"),
+    [("triton_numbers.py", "1"), ("int8_numbers.py", "1"), ("fused_numbers.py", "1"), ("triton_compiles.py", "0")],
 )
 def test_in_a_process_of_its_own(cases: str, interpret: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / cases)]

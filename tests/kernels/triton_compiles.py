@@ -8,6 +8,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from magi_core.kernels.fused_triton import _add_branch_row, _place_row, _quantise_row
+from magi_core.kernels.triton_int8 import _quantise_row as _quantise_int8_row
 from magi_core.kernels.triton_ranges import LARGE, SMALL, Tile, _attend_tile, interpreted
 
 SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10}
@@ -16,11 +17,15 @@ POINTERS = {"q_at": "*bf16", "k_at": "*bf16", "v_at": "*bf16", "out_at": "*bf16"
 OTHERS = {"tiles": "*i32", "parts": "*i32", "scale": "fp32"}
 
 
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize(("capability", "tile"), [(80, SMALL), (89, LARGE), (90, LARGE)])
-def test_the_kernel_compiles(capability: int, tile: Tile) -> None:
+def test_the_kernel_compiles(capability: int, tile: Tile, int8: bool) -> None:
     assert not interpreted()
-    constants = dict(SHARE=3, D=128, BLOCK_D=128, ROWS=tile.rows, KEYS=tile.keys, UPCAST=False)
-    types = {name: "i32" for name in _attend_tile.arg_names} | POINTERS | OTHERS | dict.fromkeys(constants, "constexpr")
+    scales = dict.fromkeys(["q_scale_at", "k_scale_at"], None)
+    constants = dict(SHARE=3, D=128, BLOCK_D=128, ROWS=tile.rows, KEYS=tile.keys, UPCAST=False, INT8=int8)
+    constants |= {} if int8 else scales
+    pointers = POINTERS | (dict.fromkeys(scales, "*fp32") | {"q_at": "*i8", "k_at": "*i8"} if int8 else {})
+    types = {name: "i32" for name in _attend_tile.arg_names} | pointers | OTHERS | dict.fromkeys(constants, "constexpr")
     aligned = {
         (i,): [["tt.divisibility", 16]] for i, name in enumerate(types) if types[name] not in ("constexpr", "fp32")
     }
@@ -28,7 +33,9 @@ def test_the_kernel_compiles(capability: int, tile: Tile) -> None:
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     assert compiled.metadata.shared <= SHARED[capability]
-    assert compiled.asm["ptx"].count("wgmma" if capability == 90 else "mma.sync")  # tensor cores are used
+    products = "wgmma.mma_async" if capability == 90 else "mma.sync"  # tensor cores are used
+    found = {line.split()[0] for line in compiled.asm["ptx"].splitlines() if line.strip().startswith(products)}
+    assert any("bf16" in name for name in found) and int8 == any("s8.s8" in name for name in found), found
 
 
 NORM = {"weight_at": "*fp32", "bias_at": "*fp32", "eps": "fp32"}
@@ -38,6 +45,11 @@ FUSED = {
         _add_branch_row,
         ROWS | {"gate_at": "*bf16", "branch_at": "*fp32", "out_at": "*bf16"},
         dict(ONE_PLUS=True, BLOCK=4096),
+    ),
+    "int8": (
+        _quantise_int8_row,
+        dict(x_at="*bf16", mean_at="*fp32", out_at="*i8", scale_at="*fp32", share_at="*fp32"),
+        dict(SUBTRACT=False, HEADS=24, SHARE=3, D=128, BLOCK=32, BLOCK_D=128),
     ),
     "place": (
         _place_row,
