@@ -1,15 +1,20 @@
-"""`magi score`, `physics-worlds`: a model against the exact simulator of the synthetic worlds."""
+"""`magi score`, `drift`, `physics-worlds`: a model against the exact simulator of the synthetic worlds."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 from magi_core.cli.model import add_model, open_asked, open_model
 from magi_core.cli.report import add_folder, write_results
+
+if TYPE_CHECKING:
+    from magi_core.evaluation.cases import Request
+    from magi_core.images import Frames
 
 SHOWN = 3
 """Predictions on a contact sheet."""
@@ -29,6 +34,17 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     score.add_argument("--reuse", type=float, metavar="THRESHOLD", help="score videos made with generate's --reuse")
     add_folder(score)
     score.set_defaults(run=run_score)
+
+    drift = commands.add_parser(
+        "drift", help="make long videos and see second by second whether the object stays itself"
+    )
+    drift.add_argument("--world", choices=("narrow", "full"), default="narrow", help="which world (default: narrow)")
+    drift.add_argument("--count", type=int, default=40, help="videos (default: 40)")
+    drift.add_argument("--seconds", type=int, default=30, help="length of each (default: 30)")
+    drift.add_argument("--steps", type=int, help="denoise steps of a chunk, a multiple of the window")
+    add_model(drift)
+    add_folder(drift)
+    drift.set_defaults(run=run_drift)
 
     worlds = commands.add_parser("physics-worlds", help="Physics-IQ's protocol on the synthetic worlds, with baselines")
     worlds.add_argument("--world", choices=("narrow", "full"), default="narrow", help="which world (default: narrow)")
@@ -55,6 +71,28 @@ def run_score(arguments: argparse.Namespace) -> int:
         scores = score(generator_of(magi, sampling, arguments.reuse), settings, show)
     files = write_report(scores, arguments.output)
     sys.stdout.write(markdown(scores) + "\n" + "\n".join(str(file) for file in files) + "\n")
+    return 0
+
+
+def run_drift(arguments: argparse.Namespace) -> int:
+    from magi_core.evaluation.drift import drift_json, drift_markdown, score_drift
+    from magi_core.evaluation.generator import generator_of
+
+    magi = open_asked(arguments)
+    sampling = magi.config.sampling.changed(steps=arguments.steps)
+    generate, world = generator_of(magi, sampling), arguments.world
+    lines: list[tuple[str, Frames]] = []
+
+    def remembered(requests: Sequence[Request]) -> Sequence[Frames]:
+        made = generate(requests)
+        if len(lines) < SHOWN:
+            lines.append((f"{requests[0].prompts[0]}, and so on", made[0]))
+        return made
+
+    with progress_bar("video") as show:
+        rows = score_drift(remembered, world, arguments.count, arguments.seconds, show)
+    settings = {"model": arguments.model, "world": world, "count": arguments.count, "sampling": asdict(sampling)}
+    write_results(arguments.output, "drift", drift_markdown(rows), drift_json(rows, settings), lines)
     return 0
 
 

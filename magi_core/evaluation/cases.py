@@ -90,7 +90,7 @@ def _text_case(world: World, index: int, rng: np.random.Generator, seed: int) ->
     for _ in range(2):
         options = [kind for kind in SWITCHES if kind != "stop" or clip.phases[-1].motion != "still"]
         kinds.append(str(rng.choice(options)))
-        clip = replace(clip, phases=(*clip.phases, _switch(world, clip, kinds[-1], rng)))
+        clip = replace(clip, phases=(*clip.phases, switch(world, clip, kinds[-1], rng)))
     return Case("text", clip, tuple(kinds), Request(prompts_of(clip, 0, rng), seed))
 
 
@@ -103,7 +103,7 @@ def _image_case(world: World, index: int, rng: np.random.Generator, seed: int) -
 
 def _continuation_case(world: World, index: int, rng: np.random.Generator, seed: int) -> Case:
     kind = CONTINUED[index % len(CONTINUED)]
-    motion = str(rng.choice(_directions(world))) if kind == "slide" else kind
+    motion = str(rng.choice(directions(world))) if kind == "slide" else kind
     clip = lone_clip(world, motion, rng, hold=0)
     clip = replace(clip, phases=clip.phases * 4)
     return Case(
@@ -120,22 +120,24 @@ def lone_clip(world: World, motion: str, rng: np.random.Generator, hold: int) ->
 
 def _plain_motion(world: World, index: int) -> str:
     """Each direction and standing still in turn."""
-    motions = (*_directions(world), "still")
+    motions = (*directions(world), "still")
     return motions[index % len(motions)]
 
 
-def _directions(world: World) -> tuple[str, ...]:
+def directions(world: World) -> tuple[str, ...]:
+    """In which an object of the world may slide."""
     return tuple(name for name, _ in world.motions if name in DIRECTIONS)
 
 
-def _switch(world: World, clip: Clip, kind: str, rng: np.random.Generator) -> Phase:
+def switch(world: World, clip: Clip, kind: str, rng: np.random.Generator) -> Phase:
+    """The second after a clip's last, with the change that one of ``SWITCHES`` names; a new direction has room."""
     last = clip.phases[-1]
     if kind == "stop":
         return replace(last, motion="still")
     if kind == "colour":
         return replace(last, colour=str(rng.choice([name for name in world.colours if name != last.colour])))
     position = simulate(clip)[-1]
-    roomy = [name for name in _directions(world) if name != last.motion and room(clip, position, name) >= _ROOM]
+    roomy = [name for name in directions(world) if name != last.motion and room(clip, position, name) >= _ROOM]
     return replace(last, motion=str(rng.choice(roomy)))
 
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from magi_core.evaluation.cases import Case
 from magi_core.evaluation.intervals import Median, Share
 from magi_core.evaluation.score import Scores
+from magi_core.evaluation.tables import percent
 from magi_core.files import atomic_write
 from magi_core.worlds.clips import CHUNK_FRAMES, render
 from magi_core.worlds.shapes import Frames
@@ -55,7 +56,7 @@ def markdown(scores: Scores) -> str:
         "|---|---|---|---|---|",
         *(
             f"| {row.name} | "
-            + " | ".join(_share(getattr(row, name), SHARE_GOALS.get(row.name, {}).get(name)) for name in _QUESTIONS)
+            + " | ".join(percent(getattr(row, name), SHARE_GOALS.get(row.name, {}).get(name)) for name in _QUESTIONS)
             + " |"
             for row in scores.shares
         ),
@@ -71,8 +72,8 @@ def markdown(scores: Scores) -> str:
             lines.append(f"| {row.name}, {name} | " + " | ".join(f"{median.value:.1f}" for median in medians) + " |")
     lines += [
         "",
-        f"- One object, whole inside the frame: {_share(scores.whole, WHOLE_GOAL)}",
-        f"- Something wraps around the border: {_share(scores.wraps, None)}",
+        f"- One object, whole inside the frame: {percent(scores.whole, WHOLE_GOAL)}",
+        f"- Something wraps around the border: {percent(scores.wraps, None)}",
         f"- Time: {scores.seconds_per_chunk:.2f} s per chunk",
         "",
         "Each figure: value [95 % interval] (n; goal). World "
@@ -80,17 +81,6 @@ def markdown(scores: Scores) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _share(share: Share, goal: float | None) -> str:
-    if not share.total:
-        return "-"
-    low, high = share.interval
-    asked = "" if goal is None else f"; goal {100 * goal:.0f}"
-    value = f"{100 * share.value:.1f} %"
-    if goal is not None and share.value < goal:
-        value = f"**{value}**"
-    return f"{value} [{100 * low:.0f}, {100 * high:.0f}] (n={share.total}{asked})"
 
 
 def _median(median: Median, goal: float) -> str:

@@ -20,6 +20,7 @@ from magi_core.files import atomic_write, read_json_object
 
 TITLES = {
     "scores": "Obedience and forecasts in the synthetic world",
+    "drift": "Long videos in the synthetic world",
     "physics-iq": "Physics-IQ",
     "physics-worlds": "Physics-IQ's protocol in the synthetic world",
     "motion": "Motion, in the manner of VBench",
@@ -64,7 +65,7 @@ def find_sections(folders: Sequence[Path]) -> list[Section]:
     ]
     if not found:
         raise MagiError(
-            f"{', '.join(map(str, folders))}: nothing was measured there; run magi score, physics-iq, physics-worlds, motion or votes first"
+            f"{', '.join(map(str, folders))}: nothing was measured there; run magi score, drift, physics-iq, physics-worlds, motion or votes first"
         )
     order = list(TITLES)
     return sorted(found, key=lambda section: order.index(section.name) if section.name in order else len(order))

@@ -1,4 +1,4 @@
-"""Physics-IQ's results as Markdown and JSON, for the benchmark's own videos and for the worlds."""
+"""Figures as text: a share with its interval and goal; Physics-IQ's results as Markdown and JSON, for the benchmark's own videos and for the worlds."""
 
 from __future__ import annotations
 
@@ -6,12 +6,25 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
+from magi_core.evaluation.intervals import Share
 from magi_core.evaluation.physics_iq import PhysicsScore, View, physics_score
 
 _HEAD = "| | Physics-IQ | Verified | spatial IoU | spatio-temporal | weighted | MSE |\n|---|---|---|---|---|---|---|"
 _NOTE = (
     "Scores: value [95 % interval over views]; IoU and MSE are means, before they are divided by the two takes' own."
 )
+
+
+def percent(share: Share, goal: float | None = None) -> str:
+    """A share with its 95 % interval, count and goal (0..1); bold where the goal is missed."""
+    if not share.total:
+        return "-"
+    low, high = share.interval
+    asked = "" if goal is None else f"; goal {100 * goal:.0f}"
+    value = f"{100 * share.value:.1f} %"
+    if goal is not None and share.value < goal:
+        value = f"**{value}**"
+    return f"{value} [{100 * low:.0f}, {100 * high:.0f}] (n={share.total}{asked})"
 
 
 def physics_markdown(rows: Mapping[str, PhysicsScore], notes: Sequence[str] = ()) -> str:
