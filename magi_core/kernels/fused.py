@@ -27,6 +27,7 @@ class LayerKernels:
 
     add_branch: Callable[[Tensor, Tensor, Tensor, Affine], Tensor] = plain.add_branch
     place: Callable[[Tensor, Affine, Tensor, Tensor, int], Tensor] = plain.place
+    norm_heads: Callable[[Tensor, Affine], Tensor] = plain.norm_heads
     quantise: Callable[[Tensor, Tensor | None], Quantised] = plain.quantise
     quantise_normed: Callable[[Tensor, Affine, Sequence[Tensor | None]], list[Quantised]] = plain.quantise_normed
     quantise_activated: Callable[[Tensor, bool, Tensor | None], Quantised] = plain.quantise_activated
@@ -51,7 +52,9 @@ def fused(float8: bool) -> LayerKernels:
     """The Triton kernels; needs the package."""
     from magi_core.kernels import fused_triton
 
-    kernels = replace(PLAIN, add_branch=fused_triton.add_branch, place=fused_triton.place)
+    kernels = replace(
+        PLAIN, add_branch=fused_triton.add_branch, place=fused_triton.place, norm_heads=fused_triton.norm_heads
+    )
     if not float8:
         return kernels
     return replace(

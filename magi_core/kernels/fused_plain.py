@@ -52,6 +52,11 @@ def place(x: Tensor, norm: Affine, stay: Tensor, turn: Tensor, bands: int) -> Te
     return rotate(items, stay, turn, bands).flatten(0, 1).to(x.dtype)
 
 
+def norm_heads(x: Tensor, norm: Affine) -> Tensor:
+    """Norm every head where it is; x [chunks, tokens, heads, d], rounded once."""
+    return normalise(x, norm).to(x.dtype)
+
+
 def rotate(x: Tensor, stay: Tensor, turn: Tensor, bands: int) -> Tensor:
     """x * stay + partner(x) * turn; x [..., d] float32, of which the first 2 * 3 * bands values have partners (non-interleaved halves)."""
     half = 3 * bands

@@ -42,22 +42,12 @@ def add_branch(x: Tensor, gate: Tensor, branch: Tensor, norm: Affine) -> Tensor:
 
 def place(x: Tensor, norm: Affine, stay: Tensor, turn: Tensor, bands: int) -> Tensor:
     """As the plain one."""
-    x, stay, turn = (_dense(tensor) for tensor in (x, stay, turn))
-    chunks, tokens, heads, d = x.shape
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    block, block_d = triton.next_power_of_2(heads), triton.next_power_of_2(d)
-    _place_row[(chunks * tokens,)](
-        *(x, norm.weight, norm.bias, stay, turn, out, norm.eps, tokens, len(stay)),
-        *(*x.stride()[:3], *stay.stride()[:2], *turn.stride()[:2]),
-        ONE_PLUS=norm.one_plus,
-        HEADS=heads,
-        D=d,
-        HALF=3 * bands,
-        BLOCK=block,
-        BLOCK_D=block_d,
-        num_warps=_warps(block * block_d),
-    )
-    return out
+    return _place(x, norm, (_dense(stay), _dense(turn)), 3 * bands)
+
+
+def norm_heads(x: Tensor, norm: Affine) -> Tensor:
+    """As the plain one."""
+    return _place(x, norm, None, 0)
 
 
 def quantise(x: Tensor, divisor: Tensor | None) -> Quantised:
@@ -78,6 +68,27 @@ def quantise_activated(wide: Tensor, gated: bool, divisor: Tensor | None) -> Qua
 def interpreted() -> bool:
     """Whether Triton runs its kernels in its interpreter, on the CPU."""
     return not isinstance(_quantise_row, triton.JITFunction)
+
+
+def _place(x: Tensor, norm: Affine, rotation: tuple[Tensor, Tensor] | None, half: int) -> Tensor:
+    x = _dense(x)
+    chunks, tokens, heads, d = x.shape
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    block, block_d = triton.next_power_of_2(heads), triton.next_power_of_2(d)
+    steps = [side for factor in rotation for side in factor.stride()[:2]] if rotation else [0] * 4
+    _place_row[(chunks * tokens,)](
+        *(x, norm.weight, norm.bias, *(rotation or (None, None)), out, norm.eps, tokens),
+        *(len(rotation[0]) if rotation else 1, *x.stride()[:3], *steps),
+        ONE_PLUS=norm.one_plus,
+        TURNED=rotation is not None,
+        HEADS=heads,
+        D=d,
+        HALF=half,
+        BLOCK=block,
+        BLOCK_D=block_d,
+        num_warps=_warps(block * block_d),
+    )
+    return out
 
 
 def _quantise(x: Tensor, divisor: Tensor | None, before: tl.constexpr, width: int, norm: Affine | None) -> Quantised:
@@ -151,32 +162,38 @@ def _add_branch_row(
 def _place_row(
     x_at, weight_at, bias_at, stay_at, turn_at, out_at, eps, tokens, places,
     x_chunk, x_token, x_head, stay_chunk, stay_token, turn_chunk, turn_token,
-    ONE_PLUS: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    ONE_PLUS: tl.constexpr, TURNED: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     chunk, token = row // tokens, row % tokens
     head, i = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK_D)[None, :]
-    seen = (head < HEADS) & (i < D)
-    partner = tl.where(i < HALF, i + HALF, tl.where(i < 2 * HALF, i - HALF, i))
+    inside = i < D
+    seen = (head < HEADS) & inside
     heads_at = x_at + chunk * x_chunk + token * x_token + head * x_head
     x = tl.load(heads_at + i, mask=seen, other=0.0).to(tl.float32)
-    other = tl.load(heads_at + partner, mask=seen, other=0.0).to(tl.float32)
     mean = tl.sum(x, 1)[:, None] / D
     centred = tl.where(seen, x - mean, 0.0)
     rstd = tl.rsqrt(tl.sum(centred * centred, 1)[:, None] / D + eps)
-    inside = i < D
-    gain = tl.load(weight_at + i, mask=inside, other=0.0).to(tl.float32)
-    gain_other = tl.load(weight_at + partner, mask=inside, other=0.0).to(tl.float32)
-    if ONE_PLUS:
-        gain, gain_other = gain + 1.0, gain_other + 1.0
-    normed = centred * rstd * gain + tl.load(bias_at + i, mask=inside, other=0.0).to(tl.float32)
-    bias_other = tl.load(bias_at + partner, mask=inside, other=0.0).to(tl.float32)
-    normed_other = (other - mean) * rstd * gain_other + bias_other
-    stay = tl.load(stay_at + chunk % places * stay_chunk + token * stay_token + i, mask=inside, other=0.0)
-    turn = tl.load(turn_at + chunk % places * turn_chunk + token * turn_token + i, mask=inside, other=0.0)
-    out = normed * stay + normed_other * turn
+    out = _normed(centred * rstd, weight_at + i, bias_at + i, inside, ONE_PLUS)
+    if TURNED:
+        partner = tl.where(i < HALF, i + HALF, tl.where(i < 2 * HALF, i - HALF, i))
+        other = tl.load(heads_at + partner, mask=seen, other=0.0).to(tl.float32)
+        normed_other = _normed((other - mean) * rstd, weight_at + partner, bias_at + partner, inside, ONE_PLUS)
+        stay = tl.load(stay_at + chunk % places * stay_chunk + token * stay_token + i, mask=inside, other=0.0)
+        turn = tl.load(turn_at + chunk % places * turn_chunk + token * turn_token + i, mask=inside, other=0.0)
+        out = out * stay + normed_other * turn
     kind: tl.constexpr = out_at.dtype.element_ty
     tl.store(out_at + row * (HEADS * D) + head * D + i, _rounded(out, kind).to(kind), mask=seen)
+
+
+@triton.jit
+def _normed(x, weight_at, bias_at, inside, ONE_PLUS: tl.constexpr):
+    """x * gain + bias; a gain that is 1 + its weight is rounded as the weight is."""
+    gain = tl.load(weight_at, mask=inside, other=0.0).to(tl.float32)
+    if ONE_PLUS:
+        gain = _rounded(gain + 1.0, weight_at.dtype.element_ty)
+    return x * gain + tl.load(bias_at, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit

@@ -111,10 +111,10 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor, stay: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x [chunks, tokens, h] -> q, qx, k, v [chunks, tokens, heads, d], normed and rotated; an item's chunks have one rotation."""
         q, qx, k, v = (torch.unflatten(part, -1, (-1, self.head_dim)) for part in self.linear_qkv(x))
-        place = layer_kernels(x.device).place
-        q = place(q, self.q_layernorm.affine, stay, turn, self.bands)
-        k = place(k, self.k_layernorm.affine, stay, turn, self.bands)
-        return q, self.q_layernorm_xattn(qx).to(qx.dtype), k, v
+        kernels = layer_kernels(x.device)
+        q = kernels.place(q, self.q_layernorm.affine, stay, turn, self.bands)
+        k = kernels.place(k, self.k_layernorm.affine, stay, turn, self.bands)
+        return q, kernels.norm_heads(qx, self.q_layernorm_xattn.affine), k, v
 
     def _self_attention(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         if context.past is not None:

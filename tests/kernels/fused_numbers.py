@@ -67,6 +67,15 @@ def test_places(dtype: torch.dtype, heads: int, d: int, items: int) -> None:
     torch.testing.assert_close(fused_triton.place(*given), fused_plain.place(*given), rtol=limit, atol=limit)
 
 
+@settings(deadline=None, max_examples=6)
+@given(dtype=DTYPES, heads=st.sampled_from([1, 3, 8]), d=st.sampled_from([12, 32, 64]), one_plus=st.booleans())
+def test_norms_of_heads(dtype: torch.dtype, heads: int, d: int, one_plus: bool) -> None:
+    """In the dtype of the weights, as cross-attention has it; of a slice of wider rows too."""
+    x, limit = sliced(some(2, 4, heads, 2 * d).to(dtype))[..., :d], ROUNDING[dtype]
+    given = x, affine(d, dtype, one_plus)
+    torch.testing.assert_close(fused_triton.norm_heads(*given), fused_plain.norm_heads(*given), rtol=limit, atol=limit)
+
+
 @settings(deadline=None, max_examples=12)
 @given(
     dtype=DTYPES,

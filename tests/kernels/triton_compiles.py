@@ -54,7 +54,12 @@ FUSED = {
     "place": (
         _place_row,
         ROWS | {"stay_at": "*fp32", "turn_at": "*fp32", "out_at": "*bf16"},
-        dict(ONE_PLUS=True, HEADS=8, D=128, HALF=63, BLOCK=8, BLOCK_D=128),
+        dict(ONE_PLUS=True, TURNED=True, HEADS=8, D=128, HALF=63, BLOCK=8, BLOCK_D=128),
+    ),
+    "norm_heads": (
+        _place_row,
+        dict(x_at="*bf16", weight_at="*bf16", bias_at="*bf16", eps="fp32", out_at="*bf16"),
+        dict(ONE_PLUS=True, TURNED=False, stay_at=None, turn_at=None, HEADS=24, D=128, HALF=0, BLOCK=32, BLOCK_D=128),
     ),
 } | {
     f"quantise, {before}, {rows}": (
