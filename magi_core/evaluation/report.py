@@ -20,12 +20,15 @@ from magi_core.worlds.clips import CHUNK_FRAMES, render
 from magi_core.worlds.shapes import Frames
 
 SHARE_GOALS: dict[str, dict[str, float]] = {
-    "text to video, first chunk": {"colour": 0.95, "shape": 0.85, "direction": 0.80, "strict": 0.60},
+    "text to video, first chunk": {"colour": 0.97, "shape": 0.90, "direction": 0.92, "strict": 0.60},
     "chunk after a prompt switch": {"colour": 0.97, "shape": 0.85, "direction": 0.95, "strict": 0.85},
-    "from a first image, caption without colour": {"colour": 0.85, "shape": 0.80, "direction": 0.80},
+    "switch: colour": {"colour": 0.92},
+    "switch: direction": {"direction": 0.92},
+    "switch: stop": {"direction": 0.92},
+    "from a first image, caption without colour": {"colour": 0.97, "shape": 0.97, "direction": 0.80},
     "continuation of a clip": {"colour": 0.95, "shape": 0.80, "direction": 0.92},
 }
-ERROR_GOALS: dict[str, tuple[float, ...]] = {"slide": (2.0, 3.0, 4.0), "still": (1.0, 1.0, 1.0)}
+ERROR_GOALS: dict[str, tuple[float, ...]] = {"slide": (1.5, 3.0, 5.0), "still": (1.0, 1.0, 1.0)}
 WHOLE_GOAL = 0.95
 
 _QUESTIONS = ("colour", "shape", "direction", "strict")
@@ -85,7 +88,7 @@ def markdown(scores: Scores) -> str:
 
 def _median(median: Median, goal: float) -> str:
     value = f"**{median.value:.2f}**" if median.value > goal else f"{median.value:.2f}"
-    asked = "" if math.isinf(goal) else f" (goal {goal:.0f})"
+    asked = "" if math.isinf(goal) else f" (goal {goal:g})"
     return f"{value} [{median.low:.2f}, {median.high:.2f}]{asked}"
 
 
