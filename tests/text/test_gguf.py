@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from magi_core.text.weights import T5Sizes, build_t5, find_t5
 pytest.importorskip("gguf", reason="the package 'gguf' is not installed: pip install 'comfyui-magi[gguf]'")
 from tests.tiny_gguf import write_gguf
 
+ADVICE = r"pip install 'comfyui-magi\[gguf\]'"
 SIZES = T5Sizes(vocab_size=384, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2)
 
 
@@ -42,6 +44,15 @@ def whole(weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) 
     return path
 
 
+def nano_with(t5: Path, folder: Path) -> Path:
+    """magi-nano's folder, with that file as its text encoder."""
+    model = folder / "model"
+    shutil.copytree(BUILT_IN["nano"], model, ignore=shutil.ignore_patterns("t5"))
+    (model / "t5").mkdir()
+    shutil.copy(t5, model / "t5")
+    return model
+
+
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q5_1", "BF16"])
 def test_captions_are_those_of_the_restored_weights(weights: dict[str, Tensor], tmp_path: Path, kind: str) -> None:
     meant = write_gguf(weights, tmp_path / f"t5-{kind}.gguf", kind)
@@ -54,10 +65,7 @@ def test_captions_are_those_of_the_restored_weights(weights: dict[str, Tensor], 
 
 
 def test_a_model_folder_with_a_gguf_is_whole(whole: Path, tmp_path: Path) -> None:
-    model = tmp_path / "model"
-    shutil.copytree(BUILT_IN["nano"], model, ignore=shutil.ignore_patterns("t5"))
-    (model / "t5").mkdir()
-    shutil.copy(whole, model / "t5")
+    model = nano_with(whole, tmp_path)
     assert find_checkpoint(model).t5 == model / "t5" / whole.name
     assert find_t5(model / "t5").sizes == SIZES
     part = next(part for part in check(model).parts if part.name == "text encoder")
@@ -65,10 +73,12 @@ def test_a_model_folder_with_a_gguf_is_whole(whole: Path, tmp_path: Path) -> Non
     assert 0.95 < part.nbytes / whole.stat().st_size < 1
 
 
-def test_a_missing_package_is_named(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(MagiError, match=r"pip install 'comfyui-magi\[gguf\]'"):
+    with pytest.raises(MagiError, match=ADVICE):
         T5TextEncoder(whole)
+    (problem,) = check(nano_with(whole, tmp_path)).problems
+    assert re.search(ADVICE, problem)
 
 
 @settings(deadline=None, max_examples=60)
