@@ -99,6 +99,7 @@ def run_drift(arguments: argparse.Namespace) -> int:
 def run_physics_worlds(arguments: argparse.Namespace) -> int:
     import numpy as np
 
+    from magi_core.evaluation.baselines import BASELINES
     from magi_core.evaluation.generator import generator_of
     from magi_core.evaluation.physics_worlds import (
         build_events,
@@ -128,7 +129,9 @@ def run_physics_worlds(arguments: argparse.Namespace) -> int:
         if name == "continuation":
             rows |= {f"{name}, {motion}": score for motion, score in found.items()}
     for name, found in score_baselines(arguments.world, arguments.count).items():
-        rows[f"baseline: {name}"] = found["all"]
+        rows[f"baseline: {name}"] = found.pop("all")
+        if name in BASELINES:
+            rows |= {f"baseline: {name}, {motion}": score for motion, score in found.items()}
     curve = (
         kv_curve({chunks: rows[f"KV range {chunks}"] for chunks in sorted(arguments.kv_ranges)})
         if arguments.kv_ranges
