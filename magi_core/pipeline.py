@@ -110,14 +110,22 @@ class Magi:
 
     @cached_property
     def vae(self) -> ViTVAE:
-        """In bfloat16 beside a bfloat16 transformer on a GPU, as the reference; in float32 otherwise."""
-        low = self.device.type != "cpu" and (self.dtype or self.config.dit.params_dtype) == torch.bfloat16
-        return load_vae(_found(self.files.vae, self.files), self.device, torch.bfloat16 if low else torch.float32)
+        return load_vae(self.vae_folder, self.device, self.vae_dtype(gpu=self.device.type != "cpu"))
+
+    def vae_dtype(self, *, gpu: bool) -> torch.dtype:
+        """bfloat16 beside a bfloat16 transformer on a GPU, as the reference; float32 otherwise."""
+        low = gpu and (self.dtype or self.config.dit.params_dtype) == torch.bfloat16
+        return torch.bfloat16 if low else torch.float32
+
+    @property
+    def vae_folder(self) -> Path:
+        """Where the VAE is; raises MagiError where there is none."""
+        return _found(self.files.vae, self.files)
 
     @cached_property
     def vae_config(self) -> VAEConfig:
         """The VAE's sizes, without its weights; raises MagiError where they do not belong to the transformer's."""
-        config = read_vae_config(_found(self.files.vae, self.files) / CONFIG_FILE)
+        config = read_vae_config(self.vae_folder / CONFIG_FILE)
         latents, dit = (config.patch_length, config.z_chans), self.config.dit.latent_channels
         if latents != (self.config.temporal_downsample_factor, dit):
             raise MagiError(

@@ -104,16 +104,16 @@ def run_generate(arguments: argparse.Namespace) -> int:
     image = read_image(arguments.image) if arguments.image else None
     video = read_video(arguments.video, fps=magi.config.fps, last=CONTEXT_FRAMES) if arguments.video else None
     generation = magi.generate(storyboard, image=image, video=video, wishes=wishes, folder=folder)
-    with shared(arguments, magi, generation.making):
-        return write(generation, arguments, storyboard)
+    with shared(arguments, magi, generation.making) as decode:
+        return write(generation, decode, arguments, storyboard)
 
 
 def run_extend(arguments: argparse.Namespace) -> int:
     storyboard, folder = _story(arguments) if _asked(arguments) else (None, None)
     magi = open_asked(arguments)
     generation = magi.extend(arguments.session, storyboard, wishes=_wishes(arguments), folder=folder)
-    with shared(arguments, magi, generation.making):
-        return write(generation, arguments, storyboard)
+    with shared(arguments, magi, generation.making) as decode:
+        return write(generation, decode, arguments, storyboard)
 
 
 def _asked(arguments: argparse.Namespace) -> bool:

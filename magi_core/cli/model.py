@@ -14,7 +14,7 @@ from magi_core.config import DTYPES
 from magi_core.denoise.reuse import reuse_in
 from magi_core.errors import MagiError
 from magi_core.lora import Lora
-from magi_core.making import Making
+from magi_core.making import Decode, Making
 from magi_core.memory.streaming import Place
 from magi_core.pipeline import Magi, load
 
@@ -96,17 +96,17 @@ def open_asked(arguments: argparse.Namespace) -> Magi:
 
 
 @contextmanager
-def shared(arguments: argparse.Namespace, magi: Magi, making: Making) -> Iterator[None]:
-    """Within, the model is run by ``--devices``, and velocities are used again where ``--reuse`` allows it."""
-    with _by_devices(arguments, magi, making):
+def shared(arguments: argparse.Namespace, magi: Magi, making: Making) -> Iterator[Decode]:
+    """Within, the model is run by ``--devices``, and velocities are used again where ``--reuse`` allows it; what decodes chunks."""
+    with _by_devices(arguments, magi, making) as decode:
         if arguments.reuse is not None:
             reuse_in(making.session, arguments.reuse)
-        yield
+        yield decode
 
 
-def _by_devices(arguments: argparse.Namespace, magi: Magi, making: Making) -> AbstractContextManager[None]:
+def _by_devices(arguments: argparse.Namespace, magi: Magi, making: Making) -> AbstractContextManager[Decode]:
     if arguments.devices is None:
-        return nullcontext()
+        return nullcontext(magi.decoder())
     from magi_core.cli.devices import shared
     from magi_core.parallel.devices import parse_devices
 

@@ -114,9 +114,9 @@ def _predictor(
     def predict(given: Given) -> Iterator[Frames]:
         story = Storyboard((Shot(given.prompt, float(PREDICTED_SECONDS)),))
         generation = magi.generate(story, image=given.image, video=given.video, wishes=replace(wishes, seed=given.seed))
-        with shared(arguments, magi, generation.making):
-            for chunk in generation:
-                yield chunk.frames
+        with shared(arguments, magi, generation.making) as decode:
+            for finished in generation.making.chunks():
+                yield finished.decoded(decode)
 
     made_with = {"model": arguments.model, "given": arguments.given, "seed": arguments.seed, "size": arguments.size}
     return predict, {**made_with, "sampling": asdict(sampling)}

@@ -63,7 +63,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress on the terminal")
 
 
-def write(generation: Generation, arguments: argparse.Namespace, storyboard: Storyboard | None) -> int:
+def write(generation: Generation, decode: Decode, arguments: argparse.Namespace, storyboard: Storyboard | None) -> int:
     """Make a video that ``generate`` or ``extend`` planned."""
     from magi_core.keeping import Asked, Run
     from magi_core.video import check_target
@@ -90,7 +90,7 @@ def write(generation: Generation, arguments: argparse.Namespace, storyboard: Sto
     metadata = {"prompt": story, "settings": json.dumps(made_with)}
     asked = Asked(story, arguments.model, Fraction(generation.fps), drain, settings, metadata)
     run = Run.create(arguments.keep or _free(arguments.output), asked, making)
-    return make(run, making, generation.decode, arguments.output, quiet=arguments.quiet)
+    return make(run, making, decode, arguments.output, quiet=arguments.quiet)
 
 
 def run_resume(arguments: argparse.Namespace) -> int:
@@ -110,8 +110,8 @@ def run_resume(arguments: argparse.Namespace) -> int:
     asked = argparse.Namespace(text_cache=None, lora=loras, **options)
     magi = open_asked(asked)
     making = run.load(magi.dit, loras=magi.used_loras)
-    with shared(asked, magi, making):
-        return make(run, making, magi.decoder(), output, quiet=arguments.quiet)
+    with shared(asked, magi, making) as decode:
+        return make(run, making, decode, output, quiet=arguments.quiet)
 
 
 def make(run: Run, making: Making, decode: Decode, output: Path, *, quiet: bool) -> int:

@@ -2,6 +2,6 @@
 
 from magi_core.parallel.engine import Engine, FromFiles, start
 from magi_core.parallel.predict import choose, machine_of
-from magi_core.parallel.worker import Strategy
+from magi_core.parallel.worker import Decoder, Strategy
 
-__all__ = ["Engine", "FromFiles", "Strategy", "choose", "machine_of", "start"]
+__all__ = ["Decoder", "Engine", "FromFiles", "Strategy", "choose", "machine_of", "start"]

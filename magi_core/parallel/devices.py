@@ -13,11 +13,13 @@ from magi_core.cost.memory import Use
 from magi_core.denoise.session import Session
 from magi_core.errors import MagiError
 from magi_core.memory.streaming import Place
+from magi_core.parallel.decoding import decodes
 from magi_core.parallel.engine import FromFiles
 from magi_core.parallel.fit import device_plan, place_of
 from magi_core.parallel.launch_ray import check_ray, on_ray
 from magi_core.parallel.predict import Way, choose, machine_of
-from magi_core.parallel.worker import Strategy
+from magi_core.parallel.worker import Decoder, Strategy
+from magi_core.vae import VAEConfig
 
 PIXELS = 8
 """Of a side of a latent."""
@@ -75,15 +77,8 @@ def suited(
     build: what the workers will compute with; wanted: where its weights are to lie. Raises MagiError where ``way`` is impossible, or no
     way fits.
     """
-    config, sampling = session.model.config, session.sampling
-    room = min((room_of(device) for device in devices if device.startswith("cuda")), default=0)
-    use = Use(
-        replace(build.files.config, dit=config),
-        session.height * PIXELS,
-        session.width * PIXELS,
-        sampling,
-        fp8=build.fp8,
-    )
+    config, sampling, room = session.model.config, session.sampling, _room(devices)
+    use = _use(session, build)
     use = replace(use, weights=place_of(use, len(devices), way, wanted, room))
     tokens = sampling.chunk_width * session.height * session.width // (config.t_patch_size * config.patch_size**2)
     strategy = choose(
@@ -96,6 +91,25 @@ def suited(
         lambda strategy: not room or device_plan(use, strategy).fits(room),
     )
     return replace(build, weights=use.weights), strategy
+
+
+def decode_too(
+    session: Session, build: FromFiles, devices: Sequence[str], strategy: Strategy, decoder: Decoder, vae: VAEConfig
+) -> bool:
+    """Whether the devices, which work in this way, are to decode a session's chunks too; see ``decodes``."""
+    machine = machine_of(devices[0])
+    return decodes(_use(session, build), len(devices), strategy, decoder, vae, machine, _room(devices))
+
+
+def _use(session: Session, build: FromFiles) -> Use:
+    config = replace(build.files.config, dit=session.model.config)
+    height, width = session.height * PIXELS, session.width * PIXELS
+    return Use(config, height, width, session.sampling, weights=build.weights, fp8=build.fp8)
+
+
+def _room(devices: Sequence[str]) -> int:
+    """Bytes of the smallest GPU; 0 where there is none, or only other hosts know."""
+    return min((room_of(device) for device in devices if device.startswith("cuda")), default=0)
 
 
 def room_of(device: str) -> int:

@@ -25,6 +25,7 @@ from magi_core.config import Sampling
 from magi_core.denoise.guidance import Runner
 from magi_core.denoise.window import Window
 from magi_core.errors import MagiError
+from magi_core.images import Frames
 from magi_core.kernels import attention
 from magi_core.lora import Lora, read, use
 from magi_core.memory.streaming import Place
@@ -33,23 +34,26 @@ from magi_core.parallel.launch import Crew, InProcess, Spawned
 from magi_core.parallel.launch_ray import RayCrew, on_ray
 from magi_core.parallel.units import share_of
 from magi_core.parallel.wire import Packed, pack, unpack
-from magi_core.parallel.worker import Build, ForeseenMessage, Strategy, WindowMessage, Worker
+from magi_core.parallel.worker import Build, Decoder, ForeseenMessage, Strategy, WindowMessage, Worker
 from magi_core.text.caption import Caption
+from magi_core.vae.parts import joined
 
 PLAIN = [field.name for field in fields(Window) if field.name not in ("x", "text", "null", "foresee")]
 """What a window says in numbers."""
 
 
-def start(build: Build, devices: Sequence[str], strategy: Strategy | None = None) -> Engine:
+def start(
+    build: Build, devices: Sequence[str], strategy: Strategy | None = None, decoder: Decoder | None = None
+) -> Engine:
     """An engine with one worker a device, like "cuda:0", or "cpu"; a single device needs no process of its own.
 
     Devices "ray:cuda" or "ray:cpu", all the same, are those of a Ray cluster that is started here for the run; "ray:cuda@10.0.0.1:6379"
     are those of the cluster at that address, and "ray:cuda@auto" of the one that this host is part of.
 
-    build: makes the model in every worker; it is sent there. Raises MagiError where a worker cannot start, say because the model does
-    not fit its device.
+    build: makes the model in every worker; it is sent there. decoder: for ``Engine.decode``. Raises MagiError where a worker cannot
+    start, say because the model does not fit its device.
     """
-    make = partial(Worker, build=build, strategy=strategy or Strategy())
+    make = partial(Worker, build=build, strategy=strategy or Strategy(), decoder=decoder)
     crew: Crew
     if on_ray(devices[0]):
         crew = RayCrew(make, devices)
@@ -106,6 +110,15 @@ class Engine:
     def alive(self) -> bool:
         """False once a worker failed or ended, or the engine was closed: then another one must be started."""
         return self.crew.alive
+
+    def decode(self, latents: Tensor) -> Frames:
+        """uint8 frames [4 t, H, W, 3] of scaled latents [1, C, t, h, w], a part from every worker: between two steps, from any thread.
+
+        Not for workers in a line: what they have sent each other for the next step may hold a GPU up until that is asked for.
+        """
+        if self._ahead:
+            raise ValueError("devices in a line do not decode")
+        return joined([answer for answer in self.crew.call("decode", pack(latents)) if answer is not None])
 
     def sent(self) -> list[dict[str, int]]:
         """By worker, the bytes it sent to others so far, by kind of exchange."""

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from threading import Lock
+from threading import Condition, Lock
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -51,9 +51,33 @@ class Crew(Protocol):
         """Whether they can be called."""
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
-        """Every worker's answer to the same call, in order of rank; raises MagiError when one fails or ends. Then all are gone."""
+        """Every worker's answer to the same call, in order of rank; raises MagiError when one fails or ends. Then all are gone.
+
+        Threads that call at once take turns.
+        """
 
     def close(self) -> None: ...
+
+
+class Turns:
+    """A lock that is given in the order in which it was asked for: who takes it again and again does not keep others out."""
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._line: list[object] = []
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        mine = object()
+        try:
+            with self._changed:
+                self._line.append(mine)
+                self._changed.wait_for(lambda: self._line[0] is mine)
+            yield
+        finally:
+            with self._changed:
+                self._line.remove(mine)
+                self._changed.notify_all()
 
 
 class InProcess:
@@ -82,6 +106,7 @@ class Spawned:
         self._folder = tempfile.TemporaryDirectory(prefix="magi-", ignore_cleanup_errors=True)
         self._devices = tuple(devices)
         self._number = 0
+        self._turns = Turns()
         context = multiprocessing.get_context("spawn")
         pipes = [context.Pipe() for _ in devices]
         self._pipes: list[Connection] = [ours for ours, _ in pipes]
@@ -108,15 +133,16 @@ class Spawned:
         return [process.pid for process in self._processes]
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
-        if not self._processes:
-            raise MagiError("the workers have ended; start the devices again")
-        self._number += 1
-        for rank, pipe in enumerate(self._pipes):
-            try:
-                pipe.send((self._number, method, arguments))
-            except OSError:
-                raise self._ended(rank) from None
-        return self._answers()
+        with self._turns.taken():
+            if not self._processes:
+                raise MagiError("the workers have ended; start the devices again")
+            self._number += 1
+            for rank, pipe in enumerate(self._pipes):
+                try:
+                    pipe.send((self._number, method, arguments))
+                except OSError:
+                    raise self._ended(rank) from None
+            return self._answers()
 
     def close(self) -> None:
         for pipe in self._pipes:

@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from magi_core.config import Sampling
 from magi_core.denoise.guidance import dispatch, remember
@@ -24,6 +27,8 @@ from magi_core.parallel.units import share_of
 from magi_core.parallel.wire import Packed, pack, unpack
 from magi_core.parallel.world import World
 from magi_core.text.caption import Caption
+from magi_core.vae import Tiling, ViTVAE, load_vae
+from magi_core.vae.parts import Part, decode_part, parts_of
 
 Build = Callable[[torch.device, tuple[int, int]], MagiDiT]
 """Makes the model on a worker's device, with part i of n parts of its layers, those of ``share_of``; of (i, n)."""
@@ -43,6 +48,19 @@ class Strategy:
     """Portions in which keys arrive, while those that are there are attended to."""
     pipeline: int = 1
     """Groups that hold a part of the layers each, and stand in a line; must divide the devices. Not together with ``passes``."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Reads a VAE in a worker, and decodes with it."""
+
+    folder: Path
+    dtype: torch.dtype
+    tiling: Tiling
+    scale_factor: float
+
+    def read(self, device: torch.device) -> ViTVAE:
+        return load_vae(self.folder, device, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -69,7 +87,7 @@ class ForeseenMessage:
 class Worker:
     """Rank ``world.rank`` of those who run a model together."""
 
-    def __init__(self, world: World, build: Build, strategy: Strategy) -> None:
+    def __init__(self, world: World, build: Build, strategy: Strategy, decoder: Decoder | None = None) -> None:
         for count, what in ((strategy.passes, "the passes of guidance"), (strategy.pipeline, "the layers")):
             if world.size % count:
                 raise MagiError(f"{world.size} devices cannot be split in {count} equal groups for {what}")
@@ -85,6 +103,7 @@ class Worker:
         self._numbers = numbers
         self._line = Line(self.model, numbers, across, world.everyone) if strategy.pipeline > 1 else None
         self._tells = together.rank == 0 if strategy.pipeline > 1 else world.rank == 0
+        self._decoding = None if decoder is None else (decoder, decoder.read(world.device))
         self._caches: dict[int, KVCache] = {}
         self._captions: dict[int, Caption] = {}
 
@@ -132,6 +151,17 @@ class Worker:
         if self._line:
             self._line.drop()
         del self._caches[cache]
+
+    def decode(self, packed: Packed) -> tuple[Part, NDArray[np.uint8]] | None:
+        """This worker's part of the frames of a chunk's latents; None where there are fewer parts than workers."""
+        if self._decoding is None:
+            raise ValueError("these devices have no VAE")
+        (decoder, vae), latents = self._decoding, self._here(packed)
+        parts = parts_of(latents.shape[2], latents.shape[3], decoder.tiling, vae.config, self.world.size)
+        if self.world.rank >= len(parts):
+            return None
+        part = parts[self.world.rank]
+        return part, decode_part(vae, latents, decoder.scale_factor, decoder.tiling, part)
 
     def sent(self) -> dict[str, int]:
         """Bytes sent to other workers so far, by kind of exchange."""

@@ -28,7 +28,7 @@ from magi_core.parallel.shard import lay_out, received, share
 from magi_core.parallel.slices import area
 from magi_core.parallel.units import share_of
 from magi_core.parallel.wire import Packed, pack
-from magi_core.parallel.worker import Build, Strategy, Worker
+from magi_core.parallel.worker import Build, Decoder, Strategy, Worker
 from magi_core.parallel.world import World
 
 
@@ -164,9 +164,9 @@ def attention(
     }
 
 
-def begin(world: World, name: str, build: Build, strategy: Strategy) -> None:
+def begin(world: World, name: str, build: Build, strategy: Strategy, decoder: Decoder | None = None) -> None:
     """A worker for a model, beside those that there are; it is spoken to by ``worker``."""
-    WORKERS[name] = WatchedWorker(world, build, strategy)
+    WORKERS[name] = WatchedWorker(world, build, strategy, decoder)
 
 
 def worker(world: World, name: str, method: str, arguments: tuple[Any, ...]) -> Any:

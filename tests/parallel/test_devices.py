@@ -13,7 +13,7 @@ from magi_core.errors import MagiError
 from magi_core.making import Making
 from magi_core.parallel import Engine, Strategy, start
 from magi_core.parallel.devices import parse_devices
-from magi_core.parallel.worker import Build
+from magi_core.parallel.worker import Build, Decoder
 from magi_core.video import read_video
 
 
@@ -30,16 +30,17 @@ def test_the_same_video_by_two_processes_broken_off_and_finished_by_one(
             signal.raise_signal(signal.SIGINT)
         return step(self, deliver, drain=drain)
 
-    def watched(build: Build, devices: list[str], strategy: Strategy) -> Engine:
-        started.append(devices)
-        return start(build, devices, strategy)
+    def watched(build: Build, devices: list[str], strategy: Strategy, decoder: Decoder | None) -> Engine:
+        started.append((devices, decoder is not None))
+        return start(build, devices, strategy, decoder)
 
     monkeypatch.setattr("magi_core.cli.devices.start", watched)
+    monkeypatch.setattr("magi_core.cli.devices.decode_too", lambda making, build, devices, *_: len(devices) > 1)
     with monkeypatch.context() as patch:
         patch.setattr(Making, "step", interrupted)
         assert main([*words, "--devices", "cpu,cpu", "-o", "two.mp4"]) == 130
     assert main(["resume", "two.run", "--devices", "cpu", "--quiet"]) == 0
-    assert started == [["cpu", "cpu"], ["cpu"]]
+    assert started == [(["cpu", "cpu"], True), (["cpu"], False)]
     one, two = (read_video(Path(name)).astype(int) for name in ("one.mp4", "two.mp4"))
     assert np.abs(one - two).max() <= 1
 
