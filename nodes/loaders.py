@@ -136,7 +136,9 @@ class LoadModel(io.ComfyNode):
             fp8=use.fp8,
             operations=memory.Operations if place == "auto" else None,
         )
-        return io.NodeOutput(memory.patcher(MagiModel(dit, files, place, asked=weights, fp8=use.fp8, attention=attention)))
+        return io.NodeOutput(
+            memory.patcher(MagiModel(dit, files, place, asked=weights, fp8=use.fp8, attention=attention))
+        )
 
 
 class LoadTextEncoder(io.ComfyNode):

@@ -137,7 +137,8 @@ def load(model: ModelPatcher, use: Use, vae: MagiVAE | None = None) -> bool:
     held = model_of(model)
     before = held.dit.null_caption.device
     beside = [] if vae is None or vae.patcher is None else [vae.patcher]
-    working = plan_memory(use).working + use.beside + (0 if vae is None else vae.working_bytes(use.height, use.width))
+    own = plan_memory(use).working + use.beside if held.workers is None or held.workers.here else 0
+    working = own + (0 if vae is None else vae.working_bytes(use.height, use.width))
     with memory.out_of_memory(lambda: lighter(use)):
         memory.on_device(model, *beside, working_bytes=working, whole=held.weights != "auto")
     return held.dit.null_caption.device != before

@@ -11,7 +11,7 @@ from magi_core.denoise.guidance import Runner
 from magi_core.denoise.session import Session
 from magi_core.memory.streaming import Place
 from magi_core.parallel import Engine, FromFiles, start
-from magi_core.parallel.devices import suited
+from magi_core.parallel.devices import home, suited
 from magi_core.parallel.fit import place_of
 from magi_core.parallel.predict import Way
 
@@ -27,6 +27,11 @@ class Workers:
     @property
     def alive(self) -> bool:
         return self._engine is not None and self._engine.alive
+
+    @property
+    def here(self) -> bool:
+        """Whether they are processes of this computer, and take its devices' memory."""
+        return home(self.devices) is not None
 
     def placed(self, use: Use, room: int) -> Use:
         """With the weights where they lie in the workers; raises MagiError where their devices, of ``room`` bytes each, have too little."""
