@@ -41,6 +41,12 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     drift.add_argument("--world", choices=("narrow", "full"), default="narrow", help="which world (default: narrow)")
     drift.add_argument("--count", type=int, default=40, help="videos (default: 40)")
     drift.add_argument("--seconds", type=int, default=30, help="length of each (default: 30)")
+    drift.add_argument(
+        "--described",
+        choices=("first", "every"),
+        default="first",
+        help="in which seconds the prompt says what is seen; the others say only where it moves (default: first)",
+    )
     drift.add_argument("--steps", type=int, help="denoise steps of a chunk, a multiple of the window")
     add_model(drift)
     add_folder(drift)
@@ -90,9 +96,16 @@ def run_drift(arguments: argparse.Namespace) -> int:
         return made
 
     with progress_bar("video") as show:
-        rows = score_drift(remembered, world, arguments.count, arguments.seconds, show)
-    settings = {"model": arguments.model, "world": world, "count": arguments.count, "sampling": asdict(sampling)}
-    write_results(arguments.output, "drift", drift_markdown(rows), drift_json(rows, settings), lines)
+        rows = score_drift(remembered, world, arguments.count, arguments.seconds, arguments.described, show)
+    settings = {
+        "model": arguments.model,
+        "world": world,
+        "count": arguments.count,
+        "described": arguments.described,
+        "sampling": asdict(sampling),
+    }
+    table = drift_markdown(rows, arguments.described)
+    write_results(arguments.output, "drift", table, drift_json(rows, settings), lines)
     return 0
 
 

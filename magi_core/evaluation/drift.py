@@ -1,7 +1,7 @@
-"""Does a long video stay what it is? An object is described in the first second, and from then on told only where to go.
+"""Does a long video stay what it is? An object is described in the first second, and from then on told only where to go, or in every second.
 
-In every second the colour, the shape, the size and number of objects, and the direction are held against the simulator's clip. Nothing
-but what the model remembers of the seconds before tells it what to show, so whatever it loses on the way is seen here.
+In every second the colour, the shape, the size and number of objects, and the direction are held against the simulator's clip. Where only
+the first describes, nothing but what the model remembers of the seconds before tells it what to show, so whatever it loses is seen.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Literal
 
 import numpy as np
 
@@ -30,8 +31,9 @@ GO_ON = 0.5
 SHOWN = (1, 2, 3, 5, 10, 15, 20, 30, 45, 60, 90, 120)
 """Seconds that have a line in the table, and the last."""
 GOAL = 0.9
-LATER = frozenset(ATTRIBUTES) - {"motion"}
-"""What no second after the first is told."""
+Described = Literal["first", "every"]
+"""In which seconds it is told what is seen."""
+LOOKS = frozenset(ATTRIBUTES) - {"motion"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class Drift:
     direction: Share
 
 
-def build_stories(world: str, count: int, seconds: int, seed: int = SEED) -> Iterator[Case]:
+def build_stories(
+    world: str, count: int, seconds: int, described: Described = "first", seed: int = SEED
+) -> Iterator[Case]:
     """``count`` stories of so many seconds; equal arguments give equal ones. Raises MagiError for an unknown world."""
     if world not in WORLDS:
         raise MagiError(f"world is '{world}'; choose one of {', '.join(WORLDS)}")
@@ -56,8 +60,10 @@ def build_stories(world: str, count: int, seconds: int, seed: int = SEED) -> Ite
         for _ in range(seconds - 1):
             phase = clip.phases[-1] if rng.random() < GO_ON else switch(WORLDS[world], clip, "direction", rng)
             clip = replace(clip, phases=(*clip.phases, phase))
+        left_out = LOOKS if described == "first" else frozenset()
         told = [
-            caption(clip, second, rng, omit=LATER if second else frozenset(), split="test") for second in range(seconds)
+            caption(clip, second, rng, omit=left_out if second else frozenset(), split="test")
+            for second in range(seconds)
         ]
         yield Case("drift", clip, ("direction",) * seconds, Request(tuple(told), int(rng.integers(2**31))))
 
@@ -75,14 +81,19 @@ def look(case: Case, frames: Frames, shapes: Sequence[str]) -> list[tuple[ChunkM
 
 
 def score_drift(
-    generator: Generator, world: str, count: int, seconds: int, progress: Callable[[int, int], None] | None = None
+    generator: Generator,
+    world: str,
+    count: int,
+    seconds: int,
+    described: Described = "first",
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Drift]:
     """The figures of every second. progress: called with (videos done, videos in all). Raises MagiError for fewer than one of either."""
     for name, value in (("count", count), ("seconds", seconds)):
         if value < 1:
             raise MagiError(f"{name} is {value}; it must be at least 1")
     videos = []
-    for done, case in enumerate(build_stories(world, count, seconds), 1):
+    for done, case in enumerate(build_stories(world, count, seconds, described), 1):
         videos.append(look(case, generator([case.request])[0], WORLDS[world].shapes))
         if progress is not None:
             progress(done, count)
@@ -99,15 +110,18 @@ def drift_of(seen: Sequence[tuple[ChunkMeasure, bool]]) -> Drift:
     )
 
 
-def drift_markdown(rows: Sequence[Drift]) -> str:
+def drift_markdown(rows: Sequence[Drift], described: Described = "first") -> str:
     """One line for some of the seconds, the last among them; bold where a share misses its goal."""
     shown = [second for second in range(1, len(rows) + 1) if second in SHOWN or second == len(rows)]
     lines = ["| second | colour | shape | one object of its size | direction |", "|---|---|---|---|---|"]
     for second in shown:
         figures = (percent(getattr(rows[second - 1], field.name), GOAL) for field in fields(Drift))
         lines.append(f"| {second} | " + " | ".join(figures) + " |")
-    note = "Each figure: value [95 % interval] (n; goal). The object is described in the first second; later ones say only where it moves."
-    return "\n".join([*lines, "", note, ""])
+    told = {
+        "first": "The object is described in the first second; later ones say only where it moves.",
+        "every": "The object is described in every second.",
+    }
+    return "\n".join([*lines, "", f"Each figure: value [95 % interval] (n; goal). {told[described]}", ""])
 
 
 def drift_json(rows: Sequence[Drift], settings: Mapping[str, object]) -> str:

@@ -57,6 +57,11 @@ def test_each_drift_is_seen_where_it_begins() -> None:
     assert drift_markdown(turned).count("**") >= 2
 
 
+def test_every_second_may_say_what_is_seen() -> None:
+    for case in build_stories("full", 6, 5, "every"):
+        assert all(case.clip.shape in text and case.clip.phases[0].colour in text for text in case.request.prompts)
+
+
 def test_only_the_first_second_says_what_is_seen() -> None:
     for case in build_stories("full", 12, 5):
         first, *later = case.request.prompts
