@@ -73,7 +73,7 @@ class Part:
 def engine(crew: Spawned, config: DiTConfig, strategy: Strategy) -> Engine:
     name = repr((config, strategy))
     crew.call("run", "begin", name, partial(random_model, config), strategy)
-    return Engine(Part(crew, name))
+    return Engine(Part(crew, name), ahead=strategy.pipeline > 1)
 
 
 def condition(chunk: int, *, image: bool = False) -> ChunkCondition:

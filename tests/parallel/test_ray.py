@@ -72,7 +72,7 @@ def keep_cluster(pipe: Connection, folder: str) -> None:
 
 
 @needs_ray
-@pytest.mark.parametrize("strategy", [Strategy(passes=2), Strategy(stages=2)], ids=str)
+@pytest.mark.parametrize("strategy", [Strategy(passes=2), Strategy(stages=2), Strategy(pipeline=2)], ids=str)
 def test_a_generation_equals_that_of_one_process(strategy: Strategy, crew: RayCrew) -> None:
     """And Ray is nowhere but in processes of its own."""
     environment, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
