@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from magi_core.checkpoint.load import empty_dit
-from magi_core.config import PRESETS, DiTConfig, MagiConfig, Sampling
+from magi_core.config import DiTConfig, MagiConfig, Sampling
 from magi_core.denoise import Window, dispatch
 from magi_core.denoise.schedule import Schedule, step_embedding
 from magi_core.kernels import attention
 from magi_core.memory.streaming import Place, stream
 from magi_core.model import KVCache, MagiDiT
+from magi_core.presets import PRESETS
 from magi_core.text.assembly import null_caption
 from magi_core.text.caption import Caption
 from magi_core.vae import VAEConfig

@@ -15,7 +15,7 @@ from typing import Any
 
 from record import write_record
 
-from magi_core.config import PRESETS, Sampling
+from magi_core.config import Sampling
 from magi_core.cost.machines import H100, RTX4090, Machine
 from magi_core.cost.memory import Use
 from magi_core.cost.work import Work
@@ -35,6 +35,7 @@ from magi_core.parallel.predict import (
 )
 from magi_core.parallel.shard import lay_out
 from magi_core.parallel.worker import Strategy
+from magi_core.presets import PRESETS
 from magi_core.vae import Tiling, VAEConfig
 
 ROOT = Path(__file__).parents[1]

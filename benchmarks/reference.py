@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from magi_core.config import MagiConfig, config_document
+from magi_core.config import MagiConfig
+from magi_core.config_file import config_document
 from magi_core.model import MagiDiT
 
 DIT, GENERATE = "inference.model.dit.dit_module", "inference.pipeline.video_generate"

@@ -2,21 +2,18 @@
 
 A public configuration file holds three objects, ``model_config``, ``runtime_config`` and ``engine_config`` (spec section 1).
 They become three values here: ``DiTConfig`` (the network), ``Sampling`` (how chunks are denoised) and ``MagiConfig`` (both,
-with what surrounds them). Presets for the released models and magi-nano stand at the end of the file.
+with what surrounds them). ``config_file`` reads and writes them, ``presets`` has those of the released models and magi-nano.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from magi_core.errors import MagiError, shorten, whole_number
-from magi_core.files import read_json_object
 
 DTYPES = {
     "float32": torch.float32,
@@ -264,134 +261,3 @@ class MagiConfig:
             raise MagiError(
                 f"runtime_config.cfg_number is {self.sampling.cfg_number}, but a {kind} model needs {4 - self.sampling.cfg_number}"
             )
-
-
-def parse_config(document: Mapping[str, Any]) -> MagiConfig:
-    """Read the three objects of a public configuration. Missing fields take the defaults above, unknown ones are ignored.
-
-    Raises MagiError naming the field whose value has the wrong type or is not allowed.
-    """
-    merged: dict[str, Any] = {}
-    for part in ("model_config", "runtime_config", "engine_config"):
-        section = document.get(part, {})
-        if not isinstance(section, Mapping):
-            raise MagiError(f"{part} must be a JSON object, not {type(section).__name__}")
-        merged.update(section)
-    if not merged:
-        raise MagiError(
-            "this is not a MAGI configuration: model_config, runtime_config and engine_config are all missing"
-        )
-    renamed = {"video_size_h": "height", "video_size_w": "width"}
-    merged = {renamed.get(name, name): value for name, value in merged.items()}
-    return MagiConfig(
-        dit=DiTConfig(**_pick(DiTConfig, merged)),
-        sampling=Sampling(**_pick(Sampling, merged)),
-        **_pick(MagiConfig, merged),
-    )
-
-
-def read_config(path: Path) -> MagiConfig:
-    """Read a configuration file; raises MagiError when it is missing, no JSON, or not allowed."""
-    return parse_config(read_json_object(path))
-
-
-def config_document(config: MagiConfig) -> dict[str, dict[str, Any]]:
-    """The configuration as the public three-object JSON; ``parse_config`` of it gives the same value back."""
-    model = {f.name: getattr(config.dit, f.name) for f in fields(DiTConfig)}
-    engine = {name: model.pop(name) for name in ("fp8_quant", "distill")}
-    model["params_dtype"] = str(model["params_dtype"])
-    runtime = {f.name: getattr(config.sampling, f.name) for f in fields(Sampling)}
-    for name in ("shortcut_mode", "distill_nearly_clean_chunk_threshold"):
-        engine[name] = runtime.pop(name)
-    around = {f.name: getattr(config, f.name) for f in fields(MagiConfig) if f.name not in ("dit", "sampling")}
-    runtime |= {"video_size_h": around.pop("height"), "video_size_w": around.pop("width")} | around
-    runtime = {name: list(value) if isinstance(value, tuple) else value for name, value in runtime.items()}
-    return {"model_config": model, "runtime_config": runtime, "engine_config": engine}
-
-
-def _pick(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of ``values`` that are fields of the dataclass ``kind``, converted to the field's type."""
-    picked = {}
-    for field in fields(kind):
-        if field.name in values and field.name not in ("dit", "sampling"):
-            picked[field.name] = _convert(field.name, values[field.name], str(field.type))
-    return picked
-
-
-def _convert(name: str, value: Any, kind: str) -> Any:
-    wrong = MagiError(f"configuration field {name} is {ascii(value)[:80]}; it must be of type {kind}")
-    if kind == "torch.dtype":
-        dtype = DTYPES.get(str(value).removeprefix("torch."))
-        if dtype is None:
-            raise MagiError(f"configuration field {name} is {ascii(value)[:80]}; allowed: {', '.join(DTYPES)}")
-        return dtype
-    if kind.startswith("tuple"):
-        item = "int" if "int" in kind else "float"
-        if not isinstance(value, list | tuple):
-            raise wrong
-        return tuple(_convert(name, v, item) for v in value)
-    if kind == "bool":
-        if not isinstance(value, bool):
-            raise wrong
-        return value
-    if kind in ("int", "float"):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MAX_NUMBER:
-            raise wrong
-        if kind == "int" and value != int(value):
-            raise wrong
-        return int(value) if kind == "int" else float(value)
-    if not isinstance(value, str):
-        raise wrong
-    return value
-
-
-_RELEASE_24B = DiTConfig(
-    num_layers=48,
-    hidden_size=6144,
-    ffn_hidden_size=16384,
-    num_attention_heads=48,
-    x_rescale_factor=0.1,
-    half_channel_vae=True,
-    in_channels=32,
-    out_channels=32,
-    gated_linear_unit=True,
-)
-_NANO = DiTConfig(
-    num_layers=6,
-    hidden_size=192,
-    ffn_hidden_size=768,
-    num_attention_heads=3,
-    num_query_groups=1,
-    kv_channels=64,
-    cond_hidden_ratio=1.0,
-    caption_channels=128,
-    caption_max_length=256,
-    params_dtype=torch.float32,
-)
-_NANO_SAMPLING = Sampling(
-    num_steps=8,
-    prev_chunk_scales=(1.0,) * 5,
-    text_scales=(2.5, 2.5, 2.5, 1.0, 1.0),
-    noise2clean_kvrange=(2, 2, 2, 2),
-)
-
-
-def _variants(name: str, dit: DiTConfig, base: MagiConfig) -> dict[str, MagiConfig]:
-    distilled = replace(base.sampling, cfg_number=1, num_steps=16)
-    return {
-        name: replace(base, dit=dit),
-        f"{name}-distill": replace(base, dit=replace(dit, distill=True), sampling=distilled),
-        f"{name}-distill-fp8": replace(base, dit=replace(dit, distill=True, fp8_quant=True), sampling=distilled),
-    }
-
-
-_NANO_MODEL = MagiConfig(dit=_NANO, sampling=_NANO_SAMPLING, height=64, width=64, scale_factor=1.0)
-PRESETS: Mapping[str, MagiConfig] = {
-    "nano": _NANO_MODEL,
-    "nano-distilled": replace(
-        _NANO_MODEL, dit=replace(_NANO, distill=True), sampling=replace(_NANO_SAMPLING, cfg_number=1)
-    ),
-    **_variants("4.5b", DiTConfig(), MagiConfig()),
-    **_variants("24b", _RELEASE_24B, MagiConfig(sampling=Sampling(num_steps=32), height=720, width=1280)),
-}
-"""Model sizes by name; a checkpoint's own configuration file, where there is one, wins."""

@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from magi_core.config import MagiConfig, parse_config
+from magi_core.config import MagiConfig
+from magi_core.config_file import parse_config
 from magi_core.errors import MagiError, shorten
 from magi_core.files import read_json_object
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from magi_core.config import PRESETS, Sampling
+from magi_core.config import Sampling
 from magi_core.denoise.schedule import Schedule
 from magi_core.errors import MagiError
+from magi_core.presets import PRESETS
 
 OWN = PRESETS["nano"].sampling
 CURVE = (0.0, 0.1, 0.3, 0.6, 1.0)

@@ -19,9 +19,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from magi_core.config import PRESETS, Sampling
+from magi_core.config import Sampling
 from magi_core.errors import MagiError
 from magi_core.pipeline import Magi, Wishes, load
+from magi_core.presets import PRESETS
 from magi_core.text.special_tokens import SpecialTokens
 from magi_core.text.weights import find_t5, read_t5
 from magi_core.vae import load_vae

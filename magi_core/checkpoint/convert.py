@@ -19,7 +19,7 @@ from magi_core.checkpoint.header import TensorInfo, header_bytes
 from magi_core.checkpoint.layout import PLAIN_DTYPES, compare_layout
 from magi_core.checkpoint.load import check_values
 from magi_core.checkpoint.reader import open_weights, read_tensors
-from magi_core.config import config_document
+from magi_core.config_file import config_document
 from magi_core.errors import MagiError
 from magi_core.files import atomic_write
 

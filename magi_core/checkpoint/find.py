@@ -13,9 +13,11 @@ from pathlib import Path
 
 from magi_core.checkpoint.infer import infer_config
 from magi_core.checkpoint.reader import PICKLE_SUFFIXES, Weights, open_weights, weights_exist
-from magi_core.config import PRESETS, DiTConfig, MagiConfig, parse_config, read_config
+from magi_core.config import DiTConfig, MagiConfig
+from magi_core.config_file import parse_config, read_config
 from magi_core.errors import MagiError
 from magi_core.files import parse_json_object, read_json_object
+from magi_core.presets import PRESETS
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 BUILT_IN = {name: ASSETS / name for name in ("nano", "nano-distilled")}

@@ -14,8 +14,9 @@ import torch
 
 from magi_core.checkpoint.header import TensorInfo
 from magi_core.checkpoint.layout import FP8, LAYERS, compare_layout, not_magi
-from magi_core.config import PRESETS, DiTConfig, MagiConfig, Sampling
+from magi_core.config import DiTConfig, MagiConfig, Sampling
 from magi_core.errors import MagiError
+from magi_core.presets import PRESETS
 
 
 def infer_config(tensors: Mapping[str, TensorInfo], path: Path, distill: bool) -> tuple[MagiConfig, tuple[str, ...]]:

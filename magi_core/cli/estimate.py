@@ -7,9 +7,10 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
-from magi_core.config import DTYPES, PRESETS, MagiConfig
+from magi_core.config import DTYPES, MagiConfig
 from magi_core.errors import MagiError
 from magi_core.memory.streaming import Place
+from magi_core.presets import PRESETS
 
 if TYPE_CHECKING:
     from magi_core.cost.estimate import Around

@@ -25,10 +25,11 @@ from torch import Tensor
 
 from magi_core.checkpoint.load import check_values
 from magi_core.checkpoint.reader import open_weights, read_tensors
-from magi_core.config import PRESETS, DiTConfig
+from magi_core.config import DiTConfig
 from magi_core.errors import MagiError, shorten
 from magi_core.files import atomic_write, read_json_object
 from magi_core.lora.names import COMFYUI, PEFT, Role, other_kind, read_key, targets
+from magi_core.presets import PRESETS
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PLAIN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from magi_core.checkpoint.find import CheckpointFiles, weights_folder
 from magi_core.checkpoint.reader import PICKLE_SUFFIXES, open_weights
-from magi_core.config import MagiConfig, config_document
+from magi_core.config import MagiConfig
+from magi_core.config_file import config_document
 from magi_core.errors import MagiError
 from magi_core.files import atomic_write
 

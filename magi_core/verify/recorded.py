@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from magi_core.checkpoint.load import load_dit
-from magi_core.config import DiTConfig, MagiConfig, parse_config
+from magi_core.config import DiTConfig, MagiConfig
+from magi_core.config_file import parse_config
 from magi_core.golden import Golden
 from magi_core.model import MagiDiT
 from magi_core.text.caption import Caption

@@ -20,7 +20,7 @@ from torch import Tensor
 from magi_core.check import check
 from magi_core.checkpoint.find import find_checkpoint
 from magi_core.checkpoint.load import load_dit
-from magi_core.config import config_document
+from magi_core.config_file import config_document
 from magi_core.errors import MagiError
 from tests.checkpoint.tiny import TINY, compress, random_tensors, write_shards
 

@@ -11,9 +11,10 @@ import torch
 from magi_core.checkpoint.header import TensorInfo
 from magi_core.checkpoint.infer import infer_config
 from magi_core.checkpoint.layout import compare_layout, expected_tensors
-from magi_core.config import PRESETS, DiTConfig
+from magi_core.config import DiTConfig
 from magi_core.errors import MagiError
 from magi_core.model.dit import MagiDiT
+from magi_core.presets import PRESETS
 
 
 def infos(config: DiTConfig) -> dict[str, TensorInfo]:

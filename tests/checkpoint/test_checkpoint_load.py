@@ -16,7 +16,8 @@ from magi_core.check import check
 from magi_core.checkpoint.convert import convert
 from magi_core.checkpoint.find import find_checkpoint
 from magi_core.checkpoint.load import load_dit
-from magi_core.config import DiTConfig, MagiConfig, config_document
+from magi_core.config import DiTConfig, MagiConfig
+from magi_core.config_file import config_document
 from magi_core.errors import MagiError
 from magi_core.golden import Golden
 from tests.checkpoint.tiny import compress, random_tensors, write_shards

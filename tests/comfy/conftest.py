@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from magi_core.checkpoint.convert import convert
 from magi_core.checkpoint.load import load_dit
-from magi_core.config import PRESETS
 from magi_core.denoise.session import ChunkCondition, Session
 from magi_core.model import MagiDiT
+from magi_core.presets import PRESETS
 from magi_core.text.assembly import null_caption
 from tests.comfy.server import ROOT, Server, find_comfyui, find_gguf_nodes
 from tests.comfy.tiny import tiny_t5, write_t5

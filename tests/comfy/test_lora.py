@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
 
-from magi_core.config import PRESETS
 from magi_core.lora import Adapter, write_adapter
+from magi_core.presets import PRESETS
 from tests.comfy.graphs import denoise, extend, node, pictures, story, text_to_video
 from tests.comfy.server import Prompt, Refused, Run, Server
 from tests.lora.test_lora import FOUR, adapter_for

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from magi_core.config import PRESETS
 from magi_core.cost.estimate import Around, amount, estimate, place
 from magi_core.cost.machines import H100, RTX4090
 from magi_core.cost.memory import Use, tokens_per_chunk
 from magi_core.cost.passes import chunk_passes, operations
+from magi_core.presets import PRESETS
 
 TABLE = (Path(__file__).parents[2] / "docs" / "cost.md").read_text(encoding="utf-8")
 COLUMNS = (("", 64), ("", 32), ("-distill", 16), ("-distill", 12), ("-distill", 8))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from magi_core.config import PRESETS, DiTConfig, MagiConfig, Sampling
+from magi_core.config import DiTConfig, MagiConfig, Sampling
 from magi_core.cost import memory as planner
 from magi_core.cost.around import decode_bytes, encode_bytes
 from magi_core.cost.memory import (
@@ -25,6 +25,7 @@ from magi_core.cost.memory import (
 from magi_core.cost.peak import peak_bytes
 from magi_core.errors import MagiError
 from magi_core.model import KVCache, MagiDiT
+from magi_core.presets import PRESETS
 from magi_core.vae import Tiling, VAEConfig, ViTVAE, decode_tiled, encode_tiled, video_to_frames
 
 NARROW = DiTConfig(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from magi_core.checkpoint.load import empty_dit
-from magi_core.config import PRESETS, DiTConfig, Sampling
+from magi_core.config import DiTConfig, Sampling
 from magi_core.cost.around import T5_XXL, decode_operations, text_operations
 from magi_core.cost.count import count_operations
 from magi_core.cost.passes import (
@@ -26,6 +26,7 @@ from magi_core.denoise import ChunkCondition, Session
 from magi_core.denoise.schedule import Schedule
 from magi_core.kernels import AttnRange
 from magi_core.model.linear import wide_product
+from magi_core.presets import PRESETS
 from magi_core.text.caption import Caption
 from magi_core.text.weights import T5Sizes, build_t5
 from magi_core.vae import Tiling, VAEConfig, ViTVAE, decode_tiled

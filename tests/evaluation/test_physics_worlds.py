@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from magi_core.config import PRESETS
 from magi_core.errors import MagiError
 from magi_core.evaluation.physics_worlds import (
     build_events,
@@ -17,6 +16,7 @@ from magi_core.evaluation.physics_worlds import (
     score_baselines,
     score_events,
 )
+from magi_core.presets import PRESETS
 from magi_core.worlds.clips import render, simulate
 
 pytest.importorskip("cv2", reason="OpenCV is not installed; pip install 'comfyui-magi[evaluation]'")

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magi_core.config import PRESETS
 from magi_core.errors import MagiError
 from magi_core.evaluation.cases import Case, Request, build_cases
 from magi_core.evaluation.generator import generator_of
 from magi_core.evaluation.intervals import Median, Share
 from magi_core.evaluation.report import write_report
 from magi_core.evaluation.score import Scores, ScoreSettings, measure, score
+from magi_core.presets import PRESETS
 from magi_core.worlds.captions import WORDINGS
 from magi_core.worlds.clips import CHUNK_FRAMES, NARROW, Clip, Phase, render
 from magi_core.worlds.shapes import Frames

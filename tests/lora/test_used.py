@@ -10,10 +10,10 @@ import pytest
 
 import magi_core
 from magi_core.cli import main
-from magi_core.config import PRESETS
 from magi_core.errors import MagiError
 from magi_core.keeping import Asked, Run
 from magi_core.lora import write_adapter
+from magi_core.presets import PRESETS
 from magi_core.tensor_files import read_tensors, write_tensors
 from tests.lora.test_lora import adapter_for
 

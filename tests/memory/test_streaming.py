@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from magi_core.checkpoint.load import load_dit
-from magi_core.config import PRESETS, Sampling
+from magi_core.config import Sampling
 from magi_core.denoise import guidance
 from magi_core.denoise.session import ChunkCondition, Session
 from magi_core.memory.streaming import StreamedLayers
 from magi_core.model import KVCache, MagiDiT
+from magi_core.presets import PRESETS
 from magi_core.text.assembly import null_caption
 from magi_core.text.caption import Caption
 from tests.model.conftest import TINY

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from magi_core.config import PRESETS
 from magi_core.cost.memory import Use
+from magi_core.presets import PRESETS
 from nodes.model import MagiModel, Weights, placed
 
 GB = 1_000_000_000

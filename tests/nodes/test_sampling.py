@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from magi_core.config import PRESETS
 from magi_core.errors import MagiError
+from magi_core.presets import PRESETS
 from nodes import sampling
 
 

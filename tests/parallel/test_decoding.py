@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from magi_core.checkpoint.find import find_checkpoint
-from magi_core.config import PRESETS
 from magi_core.cost.machines import H100, RTX4090, Machine
 from magi_core.cost.memory import Use
 from magi_core.parallel.decoding import decodes
@@ -20,6 +19,7 @@ from magi_core.parallel.engine import Engine
 from magi_core.parallel.fit import device_plan
 from magi_core.parallel.launch import Spawned, Turns
 from magi_core.parallel.worker import Decoder, Strategy
+from magi_core.presets import PRESETS
 from magi_core.vae import Tiling, VAEConfig, load_vae
 from magi_core.vae.chunks import decode_frames
 from tests.parallel.jobs import random_model

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from magi_core.config import PRESETS, Sampling
+from magi_core.config import Sampling
 from magi_core.cost.machines import H100, RTX4090
 from magi_core.cost.memory import Use
 from magi_core.cost.work import Work
@@ -24,6 +24,7 @@ from magi_core.parallel.predict import (
 )
 from magi_core.parallel.wavefront import flow
 from magi_core.parallel.worker import Strategy
+from magi_core.presets import PRESETS
 
 BASE = PRESETS["4.5b"]
 TOKENS = 12150

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from magi_core.config import PRESETS, Sampling
+from magi_core.config import Sampling
 from magi_core.model import MagiDiT
+from magi_core.presets import PRESETS
 from magi_core.training.finetune import FinetuneSettings, RecomputedLayers, finetune
 from magi_core.training.layouts import layouts_for
 from magi_core.training.lora import LoraSettings, Matrices

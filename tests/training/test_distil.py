@@ -14,12 +14,13 @@ import magi_core
 from magi_core.checkpoint.find import find_checkpoint
 from magi_core.checkpoint.load import load_dit
 from magi_core.cli.commands import main
-from magi_core.config import PRESETS, Sampling
+from magi_core.config import Sampling
 from magi_core.denoise import ChunkCondition, Session, Window, dispatch
 from magi_core.errors import MagiError
 from magi_core.evaluation.generator import generator_of
 from magi_core.evaluation.score import ScoreSettings, score
 from magi_core.model import KVCache, MagiDiT
+from magi_core.presets import PRESETS
 from magi_core.text.assembly import null_caption
 from magi_core.text.caption import Caption
 from magi_core.training.checkpoint import TrainingState

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from magi_core.checkpoint.find import find_checkpoint
 from magi_core.checkpoint.load import load_dit
 from magi_core.cli import main
-from magi_core.config import PRESETS
 from magi_core.errors import MagiError
+from magi_core.presets import PRESETS
 from magi_core.training.finetune import FinetuneSettings, trainable
 from magi_core.training.layouts import layouts_for
 from magi_core.training.ranks import Ranks

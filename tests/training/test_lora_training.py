@@ -14,10 +14,10 @@ from torch import Tensor
 
 from magi_core.checkpoint.find import find_checkpoint
 from magi_core.cli import main
-from magi_core.config import PRESETS
 from magi_core.errors import MagiError
 from magi_core.keeping import Run
 from magi_core.lora import add, merge, read_adapter, write_adapter
+from magi_core.presets import PRESETS
 from magi_core.training.dataset import Mix, draw_sample
 from magi_core.training.finetune import FinetuneSettings, finetune
 from magi_core.training.layouts import layouts_for

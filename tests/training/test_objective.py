@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from magi_core.config import PRESETS
 from magi_core.kernels import AttnRange, attend
 from magi_core.model import MagiDiT
+from magi_core.presets import PRESETS
 from magi_core.text.caption import Caption
 from magi_core.text.special_tokens import SpecialTokens
 from magi_core.training.dataset import ClipSet, Mix, draw_sample

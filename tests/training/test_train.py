@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from magi_core.cli.samples import sheets
-from magi_core.config import read_config
+from magi_core.config_file import read_config
 from magi_core.training.curve import draw_curve
 from magi_core.training.dataset import write_shard
 from magi_core.training.dit import DiTSettings
