@@ -19,7 +19,7 @@ from torch import Tensor
 
 from magi_core.vae.chunks import decode_frames
 from magi_core.vae.config import VAEConfig
-from magi_core.vae.tiling import Tiling, _latent_window, _shared, _strides
+from magi_core.vae.tiling import Tiling, latent_window, shared_by_tiles, strides_of
 from magi_core.vae.vit import ViTVAE
 
 
@@ -42,8 +42,8 @@ def parts_of(times: int, rows: int, tiling: Tiling, config: VAEConfig, count: in
 
     Raises MagiError where the tiling does not fit the VAE.
     """
-    window = _latent_window(tiling, config)
-    strides, shared = _strides(window, tiling.overlaps), _shared(tiling.window, tiling.overlaps)
+    window = latent_window(tiling, config)
+    strides, shared = strides_of(window, tiling.overlaps), shared_by_tiles(tiling.window, tiling.overlaps)
     tile_times = -(-times // window[0]) if not tiling.temporal_overlap else 1
     tops = range(0, rows, strides[1])
     counted = [
@@ -77,8 +77,8 @@ def joined(decoded: Sequence[tuple[Part, npt.NDArray[np.uint8]]]) -> npt.NDArray
 
 def tile_positions(latents: Sequence[int], tiling: Tiling, config: VAEConfig) -> int:
     """How many positions the tiles of latents of a size (frames, rows, columns) hold: those that tiles share count several times."""
-    window = _latent_window(tiling, config)
-    strides = _strides(window, tiling.overlaps)
+    window = latent_window(tiling, config)
+    strides = strides_of(window, tiling.overlaps)
     axes = zip(latents, window, strides, strict=True)
     return prod(sum(min(tile, size - start) for start in range(0, size, step)) for size, tile, step in axes)
 

@@ -89,16 +89,16 @@ def encode_tiled(vae: ViTVAE, video: Tensor, tiling: Tiling) -> Tensor:
     multiple of the patch, or the tiling does not fit the patch.
     """
     vae.check_frames(video)
-    latent_window = _latent_window(tiling, vae.config)
-    strides = _strides(tiling.window, tiling.overlaps)
+    window = latent_window(tiling, vae.config)
+    strides = strides_of(tiling.window, tiling.overlaps)
     _check_length(video.shape[TIME], tiling.frames, strides[0], vae.config.patch_length)
     cut = _cut(video, tiling.window, strides)
     limit = batch_limit(vae, _positions(cut) // vae.config.patch_volume, tiling)
     tiles = _map_batched(vae.encode, cut, limit)
-    extents = _shared(latent_window, tiling.overlaps)
+    extents = shared_by_tiles(window, tiling.overlaps)
     for index in tiles:  # from the first on: its neighbours are blended already
         _blend_with_neighbours(tiles, index, extents)
-    return _assemble(tiles, latent_window, extents)
+    return _assemble(tiles, window, extents)
 
 
 @torch.no_grad()
@@ -107,11 +107,11 @@ def decode_tiled(vae: ViTVAE, latent: Tensor, tiling: Tiling) -> Tensor:
 
     Raises MagiError where the latents do not fit the VAE or the tiling does not fit the patch.
     """
-    latent_window = _latent_window(tiling, vae.config)
-    cut = _cut(latent, latent_window, _strides(latent_window, tiling.overlaps))
+    window = latent_window(tiling, vae.config)
+    cut = _cut(latent, window, strides_of(window, tiling.overlaps))
     decode = vae.decode if tiling.single_frame_rule else vae.decode_all
     tiles = _map_batched(decode, cut, batch_limit(vae, _positions(cut), tiling))
-    extents = _shared(tiling.window, tiling.overlaps)
+    extents = shared_by_tiles(tiling.window, tiling.overlaps)
     for index in reversed(tiles):  # from the last on: its neighbours are still as they were decoded
         _blend_with_neighbours(tiles, index, extents)
     return _assemble(tiles, tiling.window, extents)
@@ -126,7 +126,7 @@ def batch_limit(vae: ViTVAE, positions: int, tiling: Tiling) -> int:
     return max(1, min(tiling.tiles_per_batch, BATCH_BYTES // max(1, tile)))
 
 
-def _latent_window(tiling: Tiling, config: VAEConfig) -> Index:
+def latent_window(tiling: Tiling, config: VAEConfig) -> Index:
     """Size of a tile in latent positions; tile and overlap must be whole patches, or the grids of the tiles would not meet."""
     patch = (config.patch_length, config.patch_size, config.patch_size)
     names = ("frames", "height", "width")
@@ -140,12 +140,13 @@ def _latent_window(tiling: Tiling, config: VAEConfig) -> Index:
     return t, h, w
 
 
-def _strides(window: Index, overlaps: tuple[float, float, float]) -> Index:
+def strides_of(window: Index, overlaps: tuple[float, float, float]) -> Index:
+    """From where one tile begins to where the next one does."""
     t, h, w = (int(size * (1 - overlap)) for size, overlap in zip(window, overlaps, strict=True))
     return t, h, w
 
 
-def _shared(window: Index, overlaps: tuple[float, float, float]) -> Index:
+def shared_by_tiles(window: Index, overlaps: tuple[float, float, float]) -> Index:
     """How far each tile reaches into the next one."""
     t, h, w = (int(size * overlap) for size, overlap in zip(window, overlaps, strict=True))
     return t, h, w
