@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Thread
+from threading import Thread, Timer
 
 import numpy as np
 import pytest
@@ -14,8 +17,9 @@ import torch
 from magi_core.checkpoint.find import find_checkpoint
 from magi_core.cost.machines import H100, RTX4090, Machine
 from magi_core.cost.memory import Use
+from magi_core.errors import MagiError
 from magi_core.parallel.decoding import decodes
-from magi_core.parallel.engine import Engine
+from magi_core.parallel.engine import Engine, start
 from magi_core.parallel.fit import device_plan
 from magi_core.parallel.launch import Spawned, Turns
 from magi_core.parallel.worker import Decoder, Strategy
@@ -63,6 +67,23 @@ def test_chunks_are_decoded_between_the_steps_of_a_session(two: Spawned, decoder
     assert distance(latents, make(CONFIG, BASE, "text", None)[0]) < 1e-5
     for clip, frames in zip(clips, found, strict=True):
         assert np.abs(frames.astype(int) - decode_frames(vae, clip, 0.5, TILES)).max() <= 1
+
+
+def test_a_worker_killed_while_it_decodes_is_an_error(decoder: Decoder) -> None:
+    latents = torch.zeros(1, 16, 6, 32, 32)
+    with start(partial(random_model, CONFIG), ["cpu", "cpu"], decoder=decoder) as engine:
+        assert isinstance(engine.crew, Spawned)
+        pid = engine.crew.pids[1]
+        assert pid is not None
+        engine.decode(latents[..., :8, :8])
+        killer, begun = Timer(0.2, os.kill, (pid, signal.SIGKILL)), time.monotonic()
+        killer.start()
+        with pytest.raises(MagiError, match=r"worker 1 .*ended unexpectedly"):
+            while True:
+                engine.decode(latents)
+                assert time.monotonic() < begun + 10
+        killer.join()
+        assert not engine.alive
 
 
 def test_turns_go_to_who_waits_longest() -> None:
