@@ -50,7 +50,7 @@ def _trusted(device: str) -> None:
     asked, file = on_ray(device), host.clusters_file()
     if asked is None or asked.address in ("", "auto"):
         return
-    listed = file.read_text(encoding="utf-8").split() if file.is_file() else []
+    listed = file.read_text(encoding="utf-8", errors="replace").split() if file.is_file() else []
     if asked.address not in listed:
         raise MagiError(
             f"devices names the Ray cluster {asked.address}, which this ComfyUI does not know; if you trust it, write its address "
