@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from magi_core.errors import MagiError
 from magi_core.storyboard import Storyboard
 
 if TYPE_CHECKING:
@@ -41,8 +42,12 @@ def add_samples(parser: argparse.ArgumentParser) -> None:
 
 
 def sampled(settings: DiTSettings, arguments: argparse.Namespace) -> DiTSettings:
-    """Settings that hand out the model as often as is asked."""
-    return settings if arguments.sample_steps is None else replace(settings, keep_steps=arguments.sample_steps)
+    """Settings that hand out the model as often as is asked; raises MagiError for a negative number."""
+    if arguments.sample_steps is None:
+        return settings
+    if arguments.sample_steps < 0:
+        raise MagiError(f"--sample-steps is {arguments.sample_steps}; it must be 0, for the end alone, or more")
+    return replace(settings, keep_steps=arguments.sample_steps)
 
 
 def sheets(output: Path, work: Path, arguments: argparse.Namespace) -> Callable[[int], None]:
