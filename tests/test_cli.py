@@ -148,6 +148,7 @@ def test_estimate_says_what_a_video_would_cost(capsys: pytest.CaptureFixture[str
         (["finetune", "clips", "--samples", "-1", "-o", "a"], "--samples is -1"),
         (["train", "--sample-steps", "-1", "-o", "a"], "--sample-steps is -1"),
         (["drift", "--count", "0", "-o", "a"], "count is 0"),
+        (["physics-worlds", "--count", "0", "-o", "a"], "count is 0"),
         (["finetune", "clips", "-o", "./clips"], "the folder of the videos"),
         (["score", "--count", "0"], "count is 0"),
         (["generate", "--prompt", "a", "--reuse", "-1"], "reuse threshold is -1"),

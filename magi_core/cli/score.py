@@ -167,7 +167,7 @@ def progress_bar(unit: str, name: str = "") -> Iterator[Callable[[int, int], Non
     """What is told how many are done, of how many, and shows it on the terminal."""
     from tqdm import tqdm
 
-    with tqdm(unit=unit, desc=name or None, file=sys.stderr) as bar:
+    with tqdm(unit=unit, desc=name or None, file=sys.stderr, delay=0.5) as bar:  # an error at once stands alone
 
         def show(done: int, total: int) -> None:
             bar.total = total

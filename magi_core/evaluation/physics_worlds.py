@@ -43,9 +43,11 @@ class Event:
 
 
 def build_events(world: str, count: int, seed: int = SEED) -> Iterator[Event]:
-    """``count`` events, the motions in turn; equal arguments give equal events. Raises MagiError for an unknown world."""
+    """``count`` events, the motions in turn; equal arguments give equal events. Raises MagiError for an unknown world and for none."""
     if world not in WORLDS:
         raise MagiError(f"world is '{world}'; choose one of {', '.join(WORLDS)}")
+    if count < 1:
+        raise MagiError(f"count is {count}; it must be at least 1")
     straight = [name for name, _ in WORLDS[world].motions if name in DIRECTIONS]
     for index in range(count):
         rng = np.random.default_rng([seed, index])
