@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
+from magi_core.cli.model import add_sampling
 from magi_core.config import DTYPES, MagiConfig
 from magi_core.errors import MagiError
 from magi_core.memory.streaming import Place
@@ -27,8 +28,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "model", nargs="?", default="nano", help=f"{', '.join(PRESETS)}, or a folder, configuration or safetensors file"
     )
     estimate.add_argument("--size", metavar="WxH", help="size in pixels (default: the model's)")
-    estimate.add_argument("--steps", type=int, help="denoise steps of a chunk, a multiple of the window")
-    estimate.add_argument("--window", type=int, help="chunks denoised at once, 1 to 4")
+    add_sampling(estimate)
     estimate.add_argument("--seconds", type=float, default=4.0, help="length of the whole video (default: 4)")
     estimate.add_argument("--words", type=int, default=WORDS, help=f"tokens of a prompt (default: {WORDS})")
     estimate.add_argument("--precision", choices=[*DTYPES, "fp8"], help="default: the model's")

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from magi_core.cli.model import add_model, open_asked, shared
+from magi_core.cli.model import add_model, add_sampling, open_asked, shared
 from magi_core.cli.produce import add_output, write
 from magi_core.errors import MagiError
 from magi_core.storyboard import Shot, Storyboard, is_file_name
@@ -68,8 +68,7 @@ def _add_story(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--steps", type=int, help="denoise steps of a chunk, a multiple of the window")
-    parser.add_argument("--window", type=int, help="chunks denoised at once, 1 to 4")
+    add_sampling(parser)
     parser.add_argument("--guidance", type=float, help="strength of the prompt while the noise is strong (t < 0.3)")
 
 

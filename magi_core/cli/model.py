@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import torch
 
+from magi_core.checkpoint.find import BUILT_IN
 from magi_core.config import DTYPES
 from magi_core.denoise.reuse import reuse_in
 from magi_core.errors import MagiError
@@ -31,7 +32,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default="nano",
-        help="'nano' (default), 'nano-distilled', a checkpoint folder, configuration or safetensors file",
+        help=f"{', '.join(BUILT_IN)} (default: nano), or a checkpoint folder, configuration or safetensors file",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the first GPU, else the CPU)")
     parser.add_argument(
@@ -59,6 +60,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     add_lora(parser)
     parser.add_argument("--text-cache", type=Path, metavar="FOLDER", help="keep encoded prompts in this folder")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How a chunk is denoised, where it is not as the model says."""
+    parser.add_argument("--steps", type=int, help="denoise steps of a chunk, a multiple of the window")
+    parser.add_argument("--window", type=int, help="chunks denoised at once, 1 to 4")
 
 
 def add_lora(parser: argparse.ArgumentParser) -> None:

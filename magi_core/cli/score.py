@@ -6,10 +6,11 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
-from magi_core.cli.model import add_model, open_asked, open_model
+from magi_core.cli.model import add_model, add_sampling, open_asked, shared
 from magi_core.cli.report import add_folder, write_results
 
 if TYPE_CHECKING:
@@ -22,23 +23,13 @@ SHOWN = 3
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     score = commands.add_parser("score", help="generate from held-back prompts and measure against the exact simulator")
-    score.add_argument(
-        "--model",
-        default="nano",
-        help="'nano' (default), 'nano-distilled', a model folder, configuration or safetensors file",
-    )
     score.add_argument("--count", type=int, default=200, help="generations per task (default: 200)")
-    score.add_argument("--world", choices=("narrow", "full"), default="narrow", help="which world (default: narrow)")
-    score.add_argument("--steps", type=int, help="denoise steps (default: the model's)")
-    score.add_argument("--window", type=int, help="chunks denoised at once (default: the model's)")
-    score.add_argument("--reuse", type=float, metavar="THRESHOLD", help="score videos made with generate's --reuse")
-    add_folder(score)
+    _add_model(score)
     score.set_defaults(run=run_score)
 
     drift = commands.add_parser(
         "drift", help="make long videos and see second by second whether the object stays itself"
     )
-    drift.add_argument("--world", choices=("narrow", "full"), default="narrow", help="which world (default: narrow)")
     drift.add_argument("--count", type=int, default=40, help="videos (default: 40)")
     drift.add_argument("--seconds", type=int, default=30, help="length of each (default: 30)")
     drift.add_argument(
@@ -47,21 +38,24 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default="first",
         help="in which seconds the prompt says what is seen; the others say only where it moves (default: first)",
     )
-    drift.add_argument("--steps", type=int, help="denoise steps of a chunk, a multiple of the window")
-    add_model(drift)
-    add_folder(drift)
+    _add_model(drift)
     drift.set_defaults(run=run_drift)
 
     worlds = commands.add_parser("physics-worlds", help="Physics-IQ's protocol on the synthetic worlds, with baselines")
-    worlds.add_argument("--world", choices=("narrow", "full"), default="narrow", help="which world (default: narrow)")
     worlds.add_argument("--count", type=int, default=60, help="events (default: 60)")
     worlds.add_argument(
         "--kv-ranges", type=int, nargs="+", default=[], metavar="N", help="also with every chunk seeing N chunks"
     )
-    worlds.add_argument("--steps", type=int, help="denoise steps of a chunk, a multiple of the window")
-    add_model(worlds)
-    add_folder(worlds)
+    _add_model(worlds)
     worlds.set_defaults(run=run_physics_worlds)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model is measured, on which world, and where the figures go."""
+    parser.add_argument("--world", choices=("narrow", "full"), default="narrow", help="which world (default: narrow)")
+    add_sampling(parser)
+    add_model(parser)
+    add_folder(parser)
 
 
 def run_score(arguments: argparse.Namespace) -> int:
@@ -69,12 +63,11 @@ def run_score(arguments: argparse.Namespace) -> int:
     from magi_core.evaluation.report import markdown, write_report
     from magi_core.evaluation.score import ScoreSettings, score
 
-    magi = open_model(arguments.model)
-    changes = {"num_steps": arguments.steps, "window_size": arguments.window}
-    sampling = replace(magi.config.sampling, **{name: value for name, value in changes.items() if value is not None})
+    magi = open_asked(arguments)
+    sampling = magi.config.sampling.changed(steps=arguments.steps, window=arguments.window)
     settings = ScoreSettings(world=arguments.world, count=arguments.count)
     with progress_bar("video") as show:
-        scores = score(generator_of(magi, sampling, arguments.reuse), settings, show)
+        scores = score(generator_of(magi, sampling, partial(shared, arguments, magi)), settings, show)
     files = write_report(scores, arguments.output)
     sys.stdout.write(markdown(scores) + "\n" + "\n".join(str(file) for file in files) + "\n")
     return 0
@@ -85,8 +78,8 @@ def run_drift(arguments: argparse.Namespace) -> int:
     from magi_core.evaluation.generator import generator_of
 
     magi = open_asked(arguments)
-    sampling = magi.config.sampling.changed(steps=arguments.steps)
-    generate, world = generator_of(magi, sampling), arguments.world
+    sampling = magi.config.sampling.changed(steps=arguments.steps, window=arguments.window)
+    generate, world = generator_of(magi, sampling, partial(shared, arguments, magi)), arguments.world
     lines: list[tuple[str, Frames]] = []
 
     def remembered(requests: Sequence[Request]) -> Sequence[Frames]:
@@ -124,12 +117,10 @@ def run_physics_worlds(arguments: argparse.Namespace) -> int:
     from magi_core.evaluation.tables import kv_curve, physics_json, physics_markdown
 
     magi = open_asked(arguments)
-    sampling = magi.config.sampling.changed(steps=arguments.steps)
-    variants = {
-        "continuation": generator_of(magi, sampling),
-        "image to video": from_last_frame(generator_of(magi, sampling)),
-    }
-    variants |= {f"KV range {chunks}": generator_of(magi, kv_range(sampling, chunks)) for chunks in arguments.kv_ranges}
+    sampling = magi.config.sampling.changed(steps=arguments.steps, window=arguments.window)
+    made_by = partial(generator_of, magi, within=partial(shared, arguments, magi))
+    variants = {"continuation": made_by(sampling), "image to video": from_last_frame(made_by(sampling))}
+    variants |= {f"KV range {chunks}": made_by(kv_range(sampling, chunks)) for chunks in arguments.kv_ranges}
     rows, lines = {}, []
     for event in build_events(arguments.world, min(SHOWN, arguments.count)):
         lines.append((f"given, then what happened: {event.request.prompts[0]}", event.takes[0]))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from magi_core.cli import main
 from magi_core.errors import MagiError
@@ -83,3 +84,15 @@ def test_the_command(tmp_path: Path) -> None:
     assert (tmp_path / "drift.png").exists() and (tmp_path / "drift.md").read_text().count("\n| ") == 3
     assert main(["report", str(tmp_path), "-o", str(tmp_path / "report.html")]) == 0
     assert "Long videos in the synthetic world</h2>" in (tmp_path / "report.html").read_text()
+
+
+def test_the_command_takes_what_generate_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["drift", "--count", "1", "--seconds", "2"]
+    assert main([*short, "--steps", "4", "--devices", "cpu,cpu", "-o", str(tmp_path / "both")]) == 0
+    assert main([*short, "--steps", "4", "-o", str(tmp_path / "one")]) == 0
+    both, one = (np.asarray(Image.open(tmp_path / name / "drift.png"), float) for name in ("both", "one"))
+    assert np.abs(both - one).max() <= 2
+    assert main([*short, "--steps", "3", "-o", str(tmp_path)]) == 2
+    assert "not a multiple of window_size 4" in capsys.readouterr().err
+    assert main([*short, "--steps", "4", "--window", "2", "--reuse", "-1", "-o", str(tmp_path)]) == 2
+    assert "reuse" in capsys.readouterr().err

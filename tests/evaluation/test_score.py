@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,12 +141,23 @@ def test_a_model_is_asked_through_the_pipeline() -> None:
     class Recorder:
         def generate(self, storyboard, *, image, video, seed, sampling):
             asked.append((storyboard, image, video, seed))
-            return [SimpleNamespace(frames=np.full((24, 64, 64, 3), seed + k, np.uint8)) for k in range(2)]
+            return Generation(SimpleNamespace(frames=np.full((24, 64, 64, 3), seed + k, np.uint8)) for k in range(2))
+
+    class Generation(list):
+        making = "all that is made"
+
+    entered: list[object] = []
+
+    @contextmanager
+    def within(making: object) -> Iterator[None]:
+        entered.append(making)
+        yield
 
     prefix = np.zeros((24, 64, 64, 3), np.uint8)
-    frames = generator_of(Recorder(), PRESETS["nano"].sampling)(
+    frames = generator_of(Recorder(), PRESETS["nano"].sampling, within)(
         [Request(("it falls", "it stops"), 3), Request(("it falls", "it stops"), 9, prefix=prefix)]
     )
     assert [video.shape for video in frames] == [(48, 64, 64, 3)] * 2 and frames[1][0, 0, 0, 0] == 9
     assert [(shot.prompt, shot.seconds) for shot in asked[0][0].shots] == [("it falls", 1.0), ("it stops", 1.0)]
     assert asked[0][2] is None and asked[1][2] is prefix and [seed for *_, seed in asked] == [3, 9]
+    assert entered == [Generation.making] * 2
