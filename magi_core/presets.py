@@ -36,7 +36,6 @@ _NANO_SAMPLING = Sampling(
     num_steps=8,
     prev_chunk_scales=(1.0,) * 5,
     text_scales=(2.5, 2.5, 2.5, 1.0, 1.0),
-    noise2clean_kvrange=(2, 2, 2, 2),
 )
 
 
@@ -53,7 +52,9 @@ _NANO_MODEL = MagiConfig(dit=_NANO, sampling=_NANO_SAMPLING, height=64, width=64
 PRESETS: Mapping[str, MagiConfig] = {
     "nano": _NANO_MODEL,
     "nano-distilled": replace(
-        _NANO_MODEL, dit=replace(_NANO, distill=True), sampling=replace(_NANO_SAMPLING, cfg_number=1)
+        _NANO_MODEL,
+        dit=replace(_NANO, distill=True),
+        sampling=replace(_NANO_SAMPLING, cfg_number=1, noise2clean_kvrange=(2, 2, 2, 2)),
     ),
     **_variants("4.5b", DiTConfig(), MagiConfig()),
     **_variants("24b", _RELEASE_24B, MagiConfig(sampling=Sampling(num_steps=32), height=720, width=1280)),

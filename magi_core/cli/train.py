@@ -25,6 +25,11 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     train.add_argument(
         "--world", choices=("narrow", "full"), help="what the clips show (default: as magi-nano was trained)"
     )
+    train.add_argument(
+        "--start",
+        metavar="MODEL",
+        help="go on from a model of magi-nano's sizes, a folder or 'nano', say in a larger world (default: from nothing)",
+    )
     add_length(train)
     add_samples(train)
     train.set_defaults(run=run_train)
@@ -45,12 +50,14 @@ def lasting(settings: DiTSettings, arguments: argparse.Namespace) -> DiTSettings
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    from magi_core.training.train import WORK, Training, train
+    from magi_core.training.train import FURTHER, WORK, Training, train
 
     logging.getLogger("magi_core").setLevel(logging.INFO)
     settings = Training()
     if arguments.world:
         settings = replace(settings, world=arguments.world)
+    if arguments.start:
+        settings = replace(settings, start=arguments.start, dit=FURTHER)
     settings = replace(settings, dit=sampled(lasting(settings.dit, arguments), arguments))
     train(arguments.output, settings, sheets(arguments.output, arguments.output / WORK, arguments))
     sys.stdout.write(f"{arguments.output} is a model folder: magi generate --model {arguments.output} ...\n")

@@ -56,7 +56,9 @@ class DiTSettings:
     minutes: float | None = None
     seed: int = 0
     batch: Mapping[str, int] = field(
-        default_factory=lambda: MappingProxyType({"first": 24, "next": 8, "start": 5, "stream": 5})
+        default_factory=lambda: MappingProxyType(
+            {"first": 20, "next": 7, "pair": 3, "start": 2, "behind": 4, "stream": 3, "far": 3}
+        )
     )
     """Sequences of every layout in one step."""
     mix: Mix = Mix()  # noqa: RUF009 - frozen
@@ -98,13 +100,20 @@ AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 
 def train_dit(
-    config: DiTConfig, clips: ClipSet, folder: Path, settings: DiTSettings, keep: Keep, device: str = "cpu"
+    config: DiTConfig,
+    clips: ClipSet,
+    folder: Path,
+    settings: DiTSettings,
+    keep: Keep,
+    device: str = "cpu",
+    initial: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Train to the end of the schedule, going on from the state in ``folder`` if there is one.
 
+    initial: weights by their public names that a new run begins with, None for those of a fresh network.
     Writes ``dit.safetensors`` (the state), ``dit.jsonl`` (losses) and ``dit.png`` (the curve) to ``folder``.
     """
-    state = start_dit(config, folder, settings, device)
+    state = start_dit(config, folder, settings, device, initial)
 
     def draw(generator: torch.Generator) -> list[Batch]:
         return [draw_batch(clips, name, count, settings.mix, generator) for name, count in settings.batch.items()]
@@ -172,11 +181,19 @@ def _workers(count: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(threads)
 
 
-def start_dit(config: DiTConfig, folder: Path, settings: DiTSettings, device: str = "cpu") -> TrainingState:
-    """The state that ``folder`` holds, or that of a fresh network."""
+def start_dit(
+    config: DiTConfig,
+    folder: Path,
+    settings: DiTSettings,
+    device: str = "cpu",
+    initial: Mapping[str, Tensor] | None = None,
+) -> TrainingState:
+    """The state that ``folder`` holds, or one with the ``initial`` weights, or that of a fresh network."""
     torch.manual_seed(settings.seed)
     model = MagiDiT(config, attend=attend_products)
     initialise(model)
+    if initial is not None:
+        model.load_state_dict(initial)
     state = start_state(model.to(device), optimizers(model, settings))
     resume(state, folder)
     return state

@@ -40,15 +40,21 @@ def write_model(files: CheckpointFiles, weights: Mapping[str, Tensor], out: Path
     VAE, text encoder and special tokens are linked where the disk allows it, so they take no room, else copied. Raises MagiError when a
     part is missing or cannot be written.
     """
+    dit = bring_parts(files, out)
+    stored = open_weights(dit).tensors
+    config = replace(files.config, load=".", vae_pretrained="vae", t5_pretrained="t5")
+    write_dit({name: value.to(stored[name].dtype) for name, value in weights.items()}, config, out)
+
+
+def bring_parts(files: CheckpointFiles, out: Path) -> Path:
+    """What stands around a transformer, into a model folder; where the transformer is. Raises MagiError as ``write_model`` does."""
     if files.dit is None or files.vae is None or files.t5 is None:
         raise MagiError(f"{files.name} is not complete: {'; '.join(files.missing)}")
-    stored = open_weights(files.dit).tensors
     _bring(files.vae, out / "vae")
     _bring(files.t5, out / "t5")
     if files.special_tokens is not None:
         _bring_file(files.special_tokens, out / files.special_tokens.name)
-    config = replace(files.config, load=".", vae_pretrained="vae", t5_pretrained="t5")
-    write_dit({name: value.to(stored[name].dtype) for name, value in weights.items()}, config, out)
+    return files.dit
 
 
 def check_other_folder(files: CheckpointFiles, out: Path) -> None:

@@ -5,8 +5,8 @@ Notable:
 * x_t = (1 - t) noise + t latent and the target is v = latent - noise; every chunk has its own noise and its own t.
 * t is drawn along the sampler's own schedule: a position s in 0..1 is logit-normal and t = s^2 / (3 - 2 s^2). The median is
   t = 0.15 and 72 % of the draws lie below t = 0.3, close to logit-normal noise with shift 1/3, but with both ends covered.
-* A noisy chunk reads itself and at most one chunk before it, a clean one only itself: what the KV ranges of magi-nano let the
-  sampler read, so nothing that training shows is missing when a video gets long.
+* A noisy chunk reads what the KV ranges of magi-nano let the sampler read, a clean one only itself: whatever its stage in the window,
+  a noisy chunk sees the window before it and a clean chunk, so nothing that training shows is missing when a video gets long.
 * Clean chunks carry the null caption, the adaLN row "dropped" and up to 5 % noise under the label of a clean chunk, because the
   cache that they fill when sampling is written by the unconditional pass.
 * Frames of a first image or of a partial prefix are pasted clean into a noisy chunk and carry no loss.
@@ -42,15 +42,24 @@ class Layout:
     """How much earlier on the schedule the last chunk is than the one before it; 0 draws every chunk's time on its own."""
 
 
+def _window(clean: int, noisy: int) -> Layout:
+    """``noisy`` chunks in a window of 4, each a quarter of the schedule ahead of its successor, behind ``clean`` clean ones."""
+    chunks = clean + noisy
+    reads = [(i if i < clean else 0, i + 1) for i in range(chunks)]
+    return Layout((True,) * clean + (False,) * noisy, tuple(range(chunks)), tuple(reads), stagger=0.25)
+
+
 LAYOUTS = {
     "first": Layout((False,), (0,), ((0, 1),)),
     "next": Layout((False, True, False), (1, 0, 1), ((0, 2), (1, 2), (1, 3))),
-    "start": Layout((False, False, False), (0, 1, 2), ((0, 1), (0, 2), (1, 3)), stagger=0.25),
-    "stream": Layout((True, False, False), (0, 1, 2), ((0, 1), (0, 2), (1, 3)), stagger=0.25),
+    "pair": _window(0, 2),
+    "start": _window(0, 4),
+    "behind": _window(1, 2),
+    "stream": _window(1, 4),
+    "far": _window(3, 2),
 }
 """The situations of the sampler: a first chunk; a chunk after a clean one (two noise levels share one clean chunk, which halves
-its cost); the first window of a video; a window that has moved on. In a window of 4 each chunk is a quarter of the schedule ahead
-of its successor."""
+its cost); the window of a new video, filling and full; the same behind one clean chunk; two chunks that go on from a clip."""
 
 
 @dataclass(frozen=True)

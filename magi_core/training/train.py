@@ -13,12 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from magi_core.checkpoint.find import find_checkpoint
+from magi_core.checkpoint.load import load_dit
+from magi_core.errors import MagiError
 from magi_core.presets import PRESETS
 from magi_core.text.encoder import T5TextEncoder
 from magi_core.text.special_tokens import SpecialTokens
 from magi_core.training.dataset import make_shards, open_clips
 from magi_core.training.dit import DiTSettings, train_dit
-from magi_core.training.export import write_dit
+from magi_core.training.export import bring_parts, check_other_folder, write_dit
 from magi_core.training.text import TextTraining, train_text
 from magi_core.training.vae import VAETraining, train_vae
 from magi_core.vae import load_vae
@@ -36,11 +39,17 @@ class Training:
     world: str = "narrow"
     """A name of ``worlds.clips.WORLDS``."""
     clips: int = 12_000
-    """Clips of three chunks in the training set."""
+    """Clips of five chunks in the training set."""
     seed: int = 0
     text: TextTraining = TextTraining()
     vae: VAETraining = VAETraining()
     dit: DiTSettings = DiTSettings(steps=4350)
+    start: str | Path | None = None
+    """A model of the same sizes to go on from: its text encoder, VAE and special tokens as they are, its transformer to begin with."""
+
+
+FURTHER = DiTSettings(steps=3000, muon_lr=0.012, adamw_lr=9e-4, decay_share=0.8)
+"""For a transformer that has learnt already, as that of ``Training.start``."""
 
 
 def train(out: Path, settings: Training = Training(), watch: Callable[[int], None] | None = None) -> None:
@@ -51,6 +60,7 @@ def train(out: Path, settings: Training = Training(), watch: Callable[[int], Non
     curve are in ``out``/training. Raises MagiError where something there is damaged.
     """
     work = out / WORK
+    initial = None if settings.start is None else begin_with(settings.start, out)
     if not (out / "t5" / "config.json").is_file() or not (out / "special_tokens.npz").is_file():
         log.info("text: accuracy %s", train_text(out, settings.text))
     if not (out / "vae" / "config.json").is_file():
@@ -67,4 +77,16 @@ def train(out: Path, settings: Training = Training(), watch: Callable[[int], Non
         if watch is not None:
             watch(step)
 
-    train_dit(NANO.dit, clips, work, settings.dit, keep, device)
+    train_dit(NANO.dit, clips, work, settings.dit, keep, device, initial)
+
+
+def begin_with(source: str | Path, out: Path) -> Mapping[str, Tensor]:
+    """Bring what stands around the transformer of a model to ``out``; the transformer's weights. Raises MagiError for one of other sizes."""
+    files = find_checkpoint(source)
+    check_other_folder(files, out)
+    if files.config.dit != NANO.dit:
+        raise MagiError(
+            f"{source} is a {files.name} model; training goes on from one of magi-nano's sizes that is not distilled"
+        )
+    bring_parts(files, out)
+    return load_dit(files, dtype=torch.float32).state_dict()

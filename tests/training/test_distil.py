@@ -40,7 +40,7 @@ from magi_core.training.shortcut import (
 )
 from tests.training.test_objective import TINY, random_clips, tiny_model
 
-DISTILLED = replace(PRESETS["nano-distilled"].sampling, num_steps=8)
+DISTILLED = replace(PRESETS["nano"].sampling, cfg_number=1, num_steps=8)
 GUIDED = replace(PRESETS["nano"].sampling, num_steps=8, prev_chunk_scales=(1.5, 1.5, 1.25, 1.0, 1.0))
 SMALL = Distillation(
     cycle=(16, 16, 8), dit=DiTSettings(steps=4, workers=1, batch={"first": 2, "next": 1, "stream": 1}, warmup_steps=1)
@@ -100,7 +100,7 @@ def with_past(window: Window, clean: Tensor) -> Window:
 
 def as_training(window: Window) -> tuple[Layout, Sample]:
     """The layout of training that a window with its past in front has, and what its chunks are told."""
-    layout = LAYOUTS["stream"] if len(window.times) == 3 else Layout((True, False), (0, 1), ((0, 1), (0, 2)))
+    layout = LAYOUTS["behind"] if len(window.times) == 3 else Layout((True, False), (0, 1), ((0, 1), (0, 2)))
     clean = torch.tensor([layout.clean])
     captions = [caption.compact().padded(60) for caption in window.text]
     text = torch.stack([caption.embedding for caption in captions])
@@ -175,9 +175,9 @@ def test_steps_are_points_of_the_samplers_schedule(name: str, num_steps: int) ->
         if near:
             assert (leading >= 3 * num_steps // 4).all() and all(layout.reads[c] != (c, c + 1) for c in near)
             nearly += 1
-        elif name in ("next", "stream"):
+        elif any(layout.clean):
             assert (leading < 3 * num_steps // 4).all()
-    assert (nearly > 0) == (name in ("next", "stream"))
+    assert (nearly > 0) == any(layout.clean)
 
 
 # ---- learning ----------------------------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def test_distil_finishes_a_model_folder_of_the_released_kind(tmp_path: Path) -> 
     distil("nano", tmp_path, settings)
     files = find_checkpoint(tmp_path)
     assert files.name == "nano-distilled" and files.dit == tmp_path / "inference_weight.distill" and not files.missing
-    assert files.config.sampling == replace(PRESETS["nano-distilled"].sampling, num_steps=8)
+    assert files.config.sampling == replace(PRESETS["nano"].sampling, cfg_number=1, num_steps=8)
     assert load_dit(files).config.distill
     with pytest.raises(MagiError, match="base model"):
         distil(tmp_path, tmp_path / "again", settings)

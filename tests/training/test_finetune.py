@@ -33,7 +33,13 @@ def test_windows_read_what_the_sampler_lets_them() -> None:
     released = layouts_for(PRESETS["4.5b"].sampling, 9)
     assert released["stream"].reads == ((0, 1), (0, 2), (0, 3), (0, 4), (0, 5)), "each sees one clean chunk"
     assert released["start"].reads == ((0, 1), (0, 2), (0, 3), (0, 4))
-    assert layouts_for(PRESETS["nano"].sampling, 9)["stream"].reads == ((0, 1), (0, 2), (1, 3), (2, 4), (3, 5))
+    assert layouts_for(PRESETS["nano-distilled"].sampling, 9)["stream"].reads == (
+        (0, 1),
+        (0, 2),
+        (1, 3),
+        (2, 4),
+        (3, 5),
+    )
     assert layouts_for(PRESETS["4.5b"].sampling, 2)["stream"].places == (0, 1)
     assert set(layouts_for(PRESETS["nano"].sampling, 1)) == {"first", "start"}
 

@@ -38,9 +38,9 @@ def random_clips(count: int = 12) -> ClipSet:
     lengths = [5, 9, 14, 30]
     captions = [Caption(torch.randn(n, 128, generator=g).half(), torch.ones(n, dtype=torch.bool)) for n in lengths]
     special = SpecialTokens(*(torch.randn(n, 128, generator=g) for n in (1, 1, 100)))
-    latents = torch.randn(count, 3, 16, 6, 4, 4, generator=g).half()
+    latents = torch.randn(count, 5, 16, 6, 4, 4, generator=g).half()
     return ClipSet(
-        latents, torch.arange(count) % 3 == 0, torch.randint(0, 4, (count, 2, 3), generator=g), captions, special
+        latents, torch.arange(count) % 3 == 0, torch.randint(0, 4, (count, 2, 5), generator=g), captions, special
     )
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import shutil
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from magi_core.cli.samples import sheets
 from magi_core.config_file import read_config
+from magi_core.errors import MagiError
 from magi_core.training.curve import draw_curve
 from magi_core.training.dataset import write_shard
 from magi_core.training.dit import DiTSettings
@@ -49,6 +52,19 @@ def test_train_finishes_a_model_folder_and_a_second_call_changes_nothing(tmp_pat
             assert path.read_bytes() == content, path
 
 
+def test_training_goes_on_from_a_model(tmp_path: Path) -> None:
+    careful = replace(SMALLEST.dit, steps=1, muon_lr=1e-8, adamw_lr=1e-8)
+    train(tmp_path, replace(SMALLEST, start="nano", dit=careful))
+    began, ended = (load_file(folder / "inference_weight" / "model.safetensors") for folder in (SHIPPED, tmp_path))
+    for name, tensor in began.items():
+        torch.testing.assert_close(ended[name], tensor, atol=1e-4, rtol=1e-3)
+    assert (tmp_path / "t5" / "model.safetensors").read_bytes() == (SHIPPED / "t5" / "model.safetensors").read_bytes()
+    with pytest.raises(MagiError, match="not distilled"):
+        train(tmp_path / "other", replace(SMALLEST, start="nano-distilled"))
+    with pytest.raises(MagiError, match="folder of the model that is trained"):
+        train(tmp_path, replace(SMALLEST, start=tmp_path))
+
+
 def test_equal_seeds_give_equal_clips_and_others_do_not(tmp_path: Path) -> None:
     torch.manual_seed(0)
     vae = ViTVAE(NANO_VAE).eval()
@@ -60,7 +76,7 @@ def test_equal_seeds_give_equal_clips_and_others_do_not(tmp_path: Path) -> None:
     ):
         write_shard(tmp_path / name, vae, "narrow", indices, seed)
     one, same, other, later = (load_file(tmp_path / n)["latents"] for n in ("one", "same", "other", "later"))
-    assert one.shape == (2, 3, 16, 6, 8, 8)
+    assert one.shape == (2, 5, 16, 6, 8, 8)
     assert torch.equal(one, same) and not torch.equal(one, other)
     torch.testing.assert_close(later[0], one[1], rtol=0.02, atol=0.02)
 

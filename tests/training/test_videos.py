@@ -66,14 +66,14 @@ def test_every_layout_draws_from_videos_that_are_long_enough(tmp_path: Path, mag
     write_video(tmp_path / "b.mp4", 72, "", seed=1)
     clips = open_folder(tmp_path, magi)
     generator = torch.Generator().manual_seed(0)
-    sample = draw_sample(clips, LAYOUTS["stream"], 8, Mix(null_caption=0.0), generator)
+    sample = draw_sample(clips, LAYOUTS["behind"], 8, Mix(null_caption=0.0), generator)
     assert sample.null.all(), "the long video has no caption"
     long = [i for i in range(len(clips)) if clips.lengths[i] == 3]
     chunk = sample.latents[:, :, 6:12]
     assert all(any(torch.equal(chunk[n], clips.latents[i][1].float()) for i in long) for n in range(8))
     told = draw_sample(clips, LAYOUTS["first"], 32, Mix(null_caption=0.0), generator).null
     assert told.any() and not told.all()
-    with pytest.raises(MagiError, match="no clip has the 3 chunks"):
+    with pytest.raises(MagiError, match="no clip has the 4 chunks"):
         draw_sample(
             ClipSet(clips.latents[:4], clips.image[:4], clips.wording[:4], clips.captions, None),
             LAYOUTS["start"],
