@@ -76,13 +76,14 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_the_worlds_give_scores_baselines_and_a_curve(tmp_path: Path) -> None:
     out = str(tmp_path)
-    assert main(["physics-worlds", "--count", "1", "--steps", "4", "--kv-ranges", "2", "1", "-o", out]) == 0
+    asked = ["--model", "nano-distilled", "--count", "1", "--kv-ranges", "2", "1", "-o", out]
+    assert main(["physics-worlds", *asked]) == 0
     figures = json.loads((tmp_path / "physics-worlds.json").read_text())
     names = ["continuation", "continuation, slide", "image to video", "KV range 2", "KV range 1"]
     assert list(figures["scores"])[:5] == names and "baseline: constant velocity" in figures["scores"]
     assert [point[0] for point in figures["curve"]["series"]["Verified"]] == [1, 2]
     assert Image.open(tmp_path / "physics-worlds.png").width > 900
-    assert figures["scores"]["KV range 2"] == figures["scores"]["continuation"]  # magi-nano's own range
+    assert figures["scores"]["KV range 2"] == figures["scores"]["continuation"]  # the model's own range
     assert main(["report", out, "-o", str(tmp_path / "report.html")]) == 0
     assert "<svg" in (tmp_path / "report.html").read_text()
 
