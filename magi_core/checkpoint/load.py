@@ -90,7 +90,7 @@ def load_dit(
                 state[part] = value.to(device=device, dtype=wanted[part].dtype)
     model.load_state_dict(state, assign=True)
     logger.info("loaded %s: %d tensors, %.2f GB", stored.path, len(stored.tensors), stored.nbytes / 1e9)
-    return model.eval()
+    return model.train(False)
 
 
 def empty_dit(config: DiTConfig, *, attend: Attend = attend, fp8: bool = False) -> MagiDiT:

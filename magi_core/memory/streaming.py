@@ -72,7 +72,7 @@ class StreamedLayers:
     on_host = True
 
     def __init__(self, modules: Mapping[int, nn.Module]) -> None:
-        self.modules = {number: module.requires_grad_(False).eval() for number, module in modules.items()}
+        self.modules = {number: module.requires_grad_(False).train(False) for number, module in modules.items()}
         self._slabs = {number: Slab(module.state_dict()) for number, module in self.modules.items()}
         if torch.cuda.is_available():
             for slab in self._slabs.values():

@@ -160,7 +160,7 @@ def read_t5(files: T5Files, dtype: torch.dtype, device: torch.device) -> T5Encod
     if missing:
         raise MagiError(f"{files.weights[0]} lacks {len(missing)} tensors, among them {', '.join(missing[:3])}")
     network.load_state_dict(tensors, assign=True)
-    return network.eval().requires_grad_(False)
+    return network.train(False).requires_grad_(False)
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:

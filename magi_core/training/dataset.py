@@ -122,6 +122,11 @@ def open_clips(folder: Path, encoder: T5TextEncoder, special: SpecialTokens) -> 
             raise MagiError(
                 f"the training clips {path} are damaged: {error}. Delete the file; it will be made again"
             ) from error
+        if latents[-1].shape[1:] != latents[0].shape[1:]:
+            raise MagiError(
+                f"the training clips {path} are {latents[-1].shape[1]} seconds long and those before them {latents[0].shape[1]}: "
+                "they are of another version or model. Delete the folder; it will be made again"
+            )
     distinct = {text: i for i, text in enumerate(dict.fromkeys(t for clip in texts for words in clip for t in words))}
     log.info("data: %d clips, %d distinct captions", len(texts), len(distinct))
     wording = torch.tensor([[[distinct[t] for t in words] for words in clip] for clip in texts])

@@ -21,6 +21,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from magi_core.config import Sampling
+from magi_core.denoise.schedule import EVERYTHING
 from magi_core.model import MagiDiT
 from magi_core.text.assembly import NULL_LENGTH
 
@@ -42,21 +44,26 @@ class Layout:
     """How much earlier on the schedule the last chunk is than the one before it; 0 draws every chunk's time on its own."""
 
 
-def _window(clean: int, noisy: int) -> Layout:
-    """``noisy`` chunks in a window of 4, each a quarter of the schedule ahead of its successor, behind ``clean`` clean ones."""
-    chunks = clean + noisy
-    reads = [(i if i < clean else 0, i + 1) for i in range(chunks)]
-    return Layout((True,) * clean + (False,) * noisy, tuple(range(chunks)), tuple(reads), stagger=0.25)
+def window_layout(clean: int, noisy: int, sampling: Sampling) -> Layout:
+    """``noisy`` chunks in a sampler's window, each a stage ahead of its successor, behind ``clean`` clean ones (spec 7)."""
+    window, ranges, chunks = sampling.window_size, sampling.noise2clean_kvrange or (EVERYTHING,), clean + noisy
+    reads = [(i, i + 1) for i in range(clean)]
+    for place in range(clean, chunks):
+        stage = chunks - 1 - place  # of the window's, from the noisiest on
+        reads.append((max(0, place + 1 - ranges[stage * len(ranges) // window]), place + 1))
+    return Layout((True,) * clean + (False,) * noisy, tuple(range(chunks)), tuple(reads), stagger=1 / window)
 
 
+SAMPLING = Sampling()
+"""What a chunk may read and how windows are staggered, as the released models have it and magi-nano too."""
 LAYOUTS = {
     "first": Layout((False,), (0,), ((0, 1),)),
     "next": Layout((False, True, False), (1, 0, 1), ((0, 2), (1, 2), (1, 3))),
-    "pair": _window(0, 2),
-    "start": _window(0, 4),
-    "behind": _window(1, 2),
-    "stream": _window(1, 4),
-    "far": _window(3, 2),
+    "pair": window_layout(0, 2, SAMPLING),
+    "start": window_layout(0, 4, SAMPLING),
+    "behind": window_layout(1, 2, SAMPLING),
+    "stream": window_layout(1, 4, SAMPLING),
+    "far": window_layout(3, 2, SAMPLING),
 }
 """The situations of the sampler: a first chunk; a chunk after a clean one (two noise levels share one clean chunk, which halves
 its cost); the window of a new video, filling and full; the same behind one clean chunk; two chunks that go on from a clip."""

@@ -155,7 +155,7 @@ def train_text(folder: Path, settings: TextTraining = TextTraining()) -> dict[st
             schedule.step()
         if step % 20 == 0 or step == settings.steps - 1:
             logger.info("text: step %d of %d, loss %.4f", step + 1, settings.steps, loss.item())
-    network.eval()
+    network.train(False)
     normalise(network, heads, data.ids[:: max(1, len(data.ids) // 2000)])
     write_encoder(network, folder / "t5")
     write_special_tokens(folder / "special_tokens.npz", SIZES.d_model, settings.seed)

@@ -55,7 +55,7 @@ def load_vae(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtyp
     if unknown:
         log.warning("%s: %d tensors are not part of the VAE and were left out, e.g. %s", path, len(unknown), unknown[0])
     vae.load_state_dict({name: tensors[name].to(dtype) for name in wanted}, assign=True)
-    return vae.eval().requires_grad_(False)
+    return vae.train(False).requires_grad_(False)
 
 
 def save_vae(vae: ViTVAE, folder: Path, dtype: torch.dtype = torch.float16) -> None:

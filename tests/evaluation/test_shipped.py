@@ -1,4 +1,4 @@
-"""The model that is part of the repository is what its name says, does as it is told, and remembers."""
+"""The model that is part of the repository is what its name says, and does as it is told."""
 
 from __future__ import annotations
 

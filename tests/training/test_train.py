@@ -13,11 +13,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from magi_core.checkpoint.find import find_checkpoint
+from magi_core.cli import main
 from magi_core.cli.samples import sheets
 from magi_core.config_file import read_config
 from magi_core.errors import MagiError
+from magi_core.text.encoder import T5TextEncoder
+from magi_core.text.special_tokens import SpecialTokens
 from magi_core.training.curve import draw_curve
-from magi_core.training.dataset import write_shard
+from magi_core.training.dataset import open_clips, write_shard
 from magi_core.training.dit import DiTSettings
 from magi_core.training.train import NANO, Training, train
 from magi_core.training.vae import NANO_VAE
@@ -79,6 +83,24 @@ def test_equal_seeds_give_equal_clips_and_others_do_not(tmp_path: Path) -> None:
     assert one.shape == (2, 5, 16, 6, 8, 8)
     assert torch.equal(one, same) and not torch.equal(one, other)
     torch.testing.assert_close(later[0], one[1], rtol=0.02, atol=0.02)
+
+
+def test_clips_of_another_version_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = ViTVAE(NANO_VAE).eval()
+    write_shard(tmp_path / "clips-000000.safetensors", vae, "narrow", range(1), 0)
+    with monkeypatch.context() as patch:
+        patch.setattr("magi_core.training.dataset.CHUNKS", 3)
+        write_shard(tmp_path / "clips-001000.safetensors", vae, "narrow", range(1), 0)
+    files = find_checkpoint("nano")
+    assert files.t5 and files.special_tokens
+    with pytest.raises(MagiError, match=r"clips-001000\.safetensors are 3 seconds long and those before them 5"):
+        open_clips(tmp_path, T5TextEncoder(files.t5), SpecialTokens.load(files.special_tokens, 128))
+
+
+def test_the_command_says_what_it_cannot_start_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for model, said in (("nano-distilled", "not distilled"), ("nowhere", "nothing at 'nowhere'")):
+        assert main(["train", "--start", model, "-o", str(tmp_path / "out")]) == 2
+        assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_the_curve_shows_every_series_and_survives_none(tmp_path: Path) -> None:
