@@ -193,14 +193,14 @@ class Making:
 
         Raises MagiError, and adds none, where one does not fit.
         """
-        null = self.session.null
+        null, longest = self.session.null, self.session.model.config.caption_max_length
         told: dict[tuple[int, int], Caption] = {}  # the same words with the same countdown are held, and saved, once
         conditions = []
         for chunk, caption in zip(layout.chunks, captions, strict=True):
             key = id(caption), chunk.duration_token if tokens.duration else 0
             if key not in told:
                 there = caption.to(null.embedding.device)
-                told[key] = chunk_caption(there, null, chunk.chunks_remaining, special, tokens)
+                told[key] = chunk_caption(there, null, chunk.chunks_remaining, longest, special, tokens)
             conditions.append(ChunkCondition(told[key], (images or {}).get(chunk.index)))
         self.pending |= zip(self.session.add(conditions), layout.chunks, strict=True)
 

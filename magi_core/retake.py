@@ -26,6 +26,7 @@ def reword(
     Raises MagiError, and changes nothing, where a chunk is not planned or in flight already, or a caption does not fit.
     """
     session = making.session
+    longest = session.model.config.caption_max_length
     told: dict[tuple[str, int], Caption] = {}  # the same words at the same countdown are held, and saved, once
     new: dict[int, Caption] = {}
     for number, text in words.items():
@@ -35,7 +36,7 @@ def reword(
         key = (text, plan.duration_token)
         if key not in told:
             caption = captions[text].to(session.null.embedding.device)
-            made = chunk_caption(caption, session.null, plan.chunks_remaining, special, tokens)
+            made = chunk_caption(caption, session.null, plan.chunks_remaining, longest, special, tokens)
             told[key] = check_caption(made, session.model)
         new[number] = told[key]
     session.state = replace(session.state, captions={**session.state.captions, **new})

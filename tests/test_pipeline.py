@@ -14,6 +14,7 @@ import magi_core
 from magi_core.errors import MagiError
 from magi_core.images import write_png
 from magi_core.pipeline import Magi
+from magi_core.retake import reword
 from magi_core.vae.chunks import decode_frames
 from magi_core.worlds.clips import Clip, Phase, render
 
@@ -110,6 +111,22 @@ def test_a_trimmed_chunk_leaves_no_gap_when_extended(magi: Magi, quick: dict[str
     short.making.session.save(tmp_path / "latents.session", notes={"pending": "{}"}, extra={"tail_latents": cut})
     same = list(magi.extend(tmp_path / "latents.session", "1s: it stops"))
     np.testing.assert_array_equal(joined(same), joined(more))
+
+
+def test_a_long_prompt_is_heard_to_its_end(magi: Magi, quick: dict[str, object]) -> None:
+    """Fifty tokens are what the null caption has, not what a prompt may have (the reference cuts at caption_max_length)."""
+    words = {
+        end: f"one big magenta triangle that is far from the middle {end}" for end in ("moves left", "stands still")
+    }
+    ways = {end: magi.generate(f"1s: {text}", **quick) for end, text in words.items()}
+    captions = {text: caption for text, caption in zip(words.values(), magi.text_encoder.encode([*words.values()]))}
+    for end, way in ways.items():
+        assert len(way.making.session.state.captions[0]) == len(captions[words[end]]) > 60
+    reword(ways["moves left"].making, {0: words["stands still"]}, captions)
+    changed, still = (joined(list(ways[end])) for end in words)
+    np.testing.assert_array_equal(changed, still)
+    cut = magi.generate("1s: " + "a red circle moves right and " * 20, **quick).making.session
+    assert len(cut.state.captions[0]) == magi.config.dit.caption_max_length
 
 
 def test_from_an_image_and_a_keyframe(magi: Magi, quick: dict[str, object], tmp_path: Path) -> None:

@@ -35,12 +35,13 @@ def chunk_caption(
     caption: Caption,
     null: Caption,
     chunks_remaining: int,
+    longest: int,
     tokens: SpecialTokens | None = None,
     switches: PromptTokens = PromptTokens(),
 ) -> Caption:
-    """The caption of one chunk: special tokens, then the prompt, cut at the null caption's length (caption_max_length).
+    """The caption of one chunk: special tokens, then the prompt, cut after ``longest`` tokens (the model's caption_max_length).
 
-    chunks_remaining counts this chunk: 1 for the last. A caption without any real token is replaced by the null caption, special
+    null: the null caption, whole or its real tokens alone. chunks_remaining counts this chunk: 1 for the last. A caption without any real token is replaced by the null caption, special
     tokens and all (spec 14.12). Raises MagiError when widths differ or a switch is on without ``tokens``.
     """
     if caption.channels != null.channels:
@@ -53,11 +54,11 @@ def chunk_caption(
     if tokens is None:
         if switches != PromptTokens():
             raise MagiError("special tokens are switched on, but none are loaded; give the model's special_tokens.npz")
-        return caption.cut(len(null))
+        return caption.cut(longest)
     rows = tokens.prompt_rows(switches, chunks_remaining)
     embedding = _prepend(rows, caption.embedding)
     mask = torch.cat([caption.mask.new_ones(len(rows)), caption.mask])
-    return Caption(embedding, mask).cut(len(null))
+    return Caption(embedding, mask).cut(longest)
 
 
 def stacked_condition(
@@ -75,7 +76,7 @@ def stacked_condition(
     length = len(null)
     clean = Caption(null.embedding, torch.zeros_like(null.mask))
     text = [clean] * offset + [
-        chunk_caption(caption, null, len(captions) - i, tokens, switches).padded(length)
+        chunk_caption(caption, null, len(captions) - i, length, tokens, switches).padded(length)
         for i, caption in enumerate(captions)
     ]
     y = torch.stack([torch.stack([c.embedding for c in half]) for half in (text, [null] * len(text))])

@@ -135,5 +135,7 @@ def _session(
     width = config.sampling.chunk_width
     count = noise.shape[2] // width - (0 if prefix is None else prefix.shape[2] // width)
     caption = recorded_caption(golden, int(case.meta["text_tokens"]))
-    session.add([ChunkCondition(chunk_caption(caption, null, count - i, tokens, switches)) for i in range(count)])
+    longest = model.config.caption_max_length
+    told = (chunk_caption(caption, null, count - i, longest, tokens, switches) for i in range(count))
+    session.add([ChunkCondition(each) for each in told])
     return session

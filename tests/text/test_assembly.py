@@ -24,11 +24,11 @@ def make_tokens() -> SpecialTokens:
 @given(st.integers(1, 30), st.integers(1, 30), st.lists(st.booleans(), min_size=7, max_size=7), st.integers(1, 20))
 @settings(max_examples=50, deadline=None)
 def test_special_tokens_come_first_and_the_end_is_cut(length: int, limit: int, on: list[bool], remaining: int) -> None:
-    tokens, null = make_tokens(), null_caption(torch.randn(limit, WIDTH))
+    tokens, null = make_tokens(), null_caption(torch.randn(60, WIDTH))
     text = Caption(torch.randn(length, WIDTH), torch.ones(length, dtype=torch.bool))
     switches = PromptTokens(*on)
     rows = tokens.prompt_rows(switches, remaining)
-    made = chunk_caption(text, null, remaining, tokens, switches)
+    made = chunk_caption(text, null, remaining, limit, tokens, switches)
     assert len(rows) == sum(on)
     assert len(made) == min(limit, sum(on) + length) and made.mask.all()
     assert torch.equal(made.embedding, torch.cat([rows, text.embedding])[:limit])
@@ -45,7 +45,7 @@ def test_duration_counts_this_chunk_and_stops_at_eight() -> None:
 def test_empty_caption_becomes_the_null_caption_and_loses_its_tokens() -> None:
     null = null_caption(torch.randn(60, WIDTH))
     empty = Caption(torch.randn(5, WIDTH), torch.zeros(5))
-    made = chunk_caption(empty, null, 1, make_tokens(), PromptTokens(high_quality=True))
+    made = chunk_caption(empty, null, 1, 60, make_tokens(), PromptTokens(high_quality=True))
     assert torch.equal(made.embedding, null.embedding) and int(made.mask.sum()) == 50
 
 
@@ -80,6 +80,6 @@ def test_switches_without_tokens_and_wrong_widths() -> None:
     null = null_caption(torch.randn(60, WIDTH))
     text = Caption(torch.randn(2, WIDTH), torch.ones(2))
     with pytest.raises(MagiError, match="none are loaded"):
-        chunk_caption(text, null, 1, None, PromptTokens(duration=True))
+        chunk_caption(text, null, 1, 60, None, PromptTokens(duration=True))
     with pytest.raises(MagiError, match="the model expects 4"):
-        chunk_caption(Caption(torch.randn(2, 6), torch.ones(2)), null, 1)
+        chunk_caption(Caption(torch.randn(2, 6), torch.ones(2)), null, 1, 60)
