@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,12 +47,39 @@ log = logging.getLogger(__name__)
 
 
 def make_shards(folder: Path, vae: ViTVAE, world: str, clips: int, seed: int) -> None:
-    """Render, encode and write the shards of ``clips`` clips that ``folder`` does not hold yet."""
+    """Render, encode and write the shards of ``clips`` clips that ``folder`` does not hold yet.
+
+    Raises MagiError where it holds clips of another world or seed.
+    """
     for first in range(0, clips, SHARD):
         path = folder / f"clips-{first:06d}.safetensors"
-        if not path.exists():
+        if path.exists():
+            _check_origin(path, world, seed)
+        else:
             write_shard(path, vae, world, range(first, min(first + SHARD, clips)), seed)
             log.info("data: clips %d of %d", min(first + SHARD, clips), clips)
+
+
+def _check_origin(path: Path, world: str, seed: int) -> None:
+    with _opened(path) as file:
+        made = file.metadata() or {}
+    if (made.get("world"), made.get("seed")) != (world, str(seed)):
+        raise MagiError(
+            f"the training clips {path} are of the world '{made.get('world')}' with seed {made.get('seed')}, and '{world}' with seed {seed} is "
+            "asked for. Give another --output, or delete the folder of clips; they will be made again"
+        )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A shard for reading. Raises MagiError where it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise MagiError(
+            f"the training clips {path} are damaged: {error}. Delete the file; it will be made again"
+        ) from error
 
 
 def write_shard(path: Path, vae: ViTVAE, world: str, indices: Sequence[int], seed: int) -> None:
@@ -113,15 +142,10 @@ def open_clips(folder: Path, encoder: T5TextEncoder, special: SpecialTokens) -> 
         raise MagiError(f"{folder} holds no training clips")
     latents, images, texts = [], [], []
     for path in paths:
-        try:
-            with safe_open(path, framework="pt") as file:
-                latents.append(file.get_tensor("latents"))
-                images.append(file.get_tensor("image"))
-                texts += json.loads(file.metadata()["captions"])
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise MagiError(
-                f"the training clips {path} are damaged: {error}. Delete the file; it will be made again"
-            ) from error
+        with _opened(path) as file:
+            latents.append(file.get_tensor("latents"))
+            images.append(file.get_tensor("image"))
+            texts += json.loads(file.metadata()["captions"])
         if latents[-1].shape[1:] != latents[0].shape[1:]:
             raise MagiError(
                 f"the training clips {path} are {latents[-1].shape[1]} seconds long and those before them {latents[0].shape[1]}: "

@@ -21,7 +21,7 @@ from magi_core.errors import MagiError
 from magi_core.text.encoder import T5TextEncoder
 from magi_core.text.special_tokens import SpecialTokens
 from magi_core.training.curve import draw_curve
-from magi_core.training.dataset import open_clips, write_shard
+from magi_core.training.dataset import make_shards, open_clips, write_shard
 from magi_core.training.dit import DiTSettings
 from magi_core.training.train import NANO, Training, train
 from magi_core.training.vae import NANO_VAE
@@ -95,6 +95,21 @@ def test_clips_of_another_version_are_refused_by_name(tmp_path: Path, monkeypatc
     assert files.t5 and files.special_tokens
     with pytest.raises(MagiError, match=r"clips-001000\.safetensors are 3 seconds long and those before them 5"):
         open_clips(tmp_path, T5TextEncoder(files.t5), SpecialTokens.load(files.special_tokens, 128))
+
+
+def test_clips_of_another_world_are_refused_before_anything_is_learnt(tmp_path: Path) -> None:
+    vae = ViTVAE(NANO_VAE)
+    made = tmp_path / "clips-000000.safetensors"
+    write_shard(made, vae, "narrow", range(1), 0)
+    make_shards(tmp_path, vae, "narrow", 1, 0)
+    for world, seed in (("full", 0), ("narrow", 1)):
+        with pytest.raises(
+            MagiError, match=rf"of the world 'narrow' with seed 0, and '{world}' with seed {seed} is asked"
+        ):
+            make_shards(tmp_path, vae, world, 1, seed)
+    made.write_bytes(made.read_bytes()[:100])
+    with pytest.raises(MagiError, match=r"clips-000000\.safetensors are damaged.*Delete the file"):
+        make_shards(tmp_path, vae, "narrow", 1, 0)
 
 
 def test_the_command_says_what_it_cannot_start_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
