@@ -1,4 +1,4 @@
-"""What the synthetic worlds look like: four shapes, six colours, three backgrounds, drawn with anti-aliasing.
+"""What the synthetic worlds look like: four shapes, six colours, three backgrounds, drawn with anti-aliasing; and a fifth shape to be taught.
 
 Coordinates are pixels, x to the right and y down; pixel (row i, column j) covers [j, j+1] x [i, i+1]. A shape's place is its
 centroid, and its area at a given radius is about the same for all shapes.
@@ -32,6 +32,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {"black": (0, 0, 0), "white": (25
 
 _TIP = 1.3  # circumradius of triangle and star in units of the radius, so that all shapes have a similar area
 _HALF_SQUARE = 0.89
+_ARM = 1.19  # from a cross's middle to the end of an arm, which is two thirds of this wide
 
 # How far each outline reaches from its centroid, in units of the radius: (left, up), (right, down).
 _REACH: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
@@ -39,8 +40,11 @@ _REACH: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
     "square": ((_HALF_SQUARE, _HALF_SQUARE), (_HALF_SQUARE, _HALF_SQUARE)),
     "triangle": ((_TIP * math.sin(math.pi / 3), _TIP), (_TIP * math.sin(math.pi / 3), _TIP / 2)),
     "star": ((_TIP * math.sin(0.4 * math.pi), _TIP), (_TIP * math.sin(0.4 * math.pi), _TIP * math.cos(0.2 * math.pi))),
+    "cross": ((_ARM, _ARM), (_ARM, _ARM)),
 }
-SHAPES: tuple[str, ...] = tuple(_REACH)
+SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star")
+NEW_SHAPE = "cross"
+"""In no world: what a model that knows the worlds has never seen, and can be taught."""
 
 
 def bounds(shape: str, radius: float) -> tuple[Floats, Floats]:
@@ -70,8 +74,11 @@ def coverage(shape: str, radius: float, dx: Floats32, dy: Floats32) -> Floats32:
             edge = np.array([0.0, _TIP]) - notch
             normal = np.array([edge[1], -edge[0]], np.float32) / np.float32(np.hypot(*edge))
             outside = distance * (normal[0] * np.sin(turn) + normal[1] * np.cos(turn)) - radius * _TIP * normal[1]
+        elif shape == "cross":
+            along, across = np.maximum(np.abs(dx), np.abs(dy)), np.minimum(np.abs(dx), np.abs(dy))
+            outside = np.maximum(along - radius * _ARM, across - radius * _ARM / 3)
         else:
-            raise MagiError(f"shape is '{shape}'; choose one of {', '.join(SHAPES)}")
+            raise MagiError(f"shape is '{shape}'; choose one of {', '.join(_REACH)}")
     cover: Floats32 = np.clip(0.5 - outside, 0.0, 1.0).astype(np.float32)
     return cover
 

@@ -24,7 +24,7 @@ from magi_core.worlds.clips import (
     sample_clip,
     simulate,
 )
-from magi_core.worlds.shapes import Floats, bounds, draw
+from magi_core.worlds.shapes import NEW_SHAPE, Floats, bounds, draw
 
 SEEDS = st.integers(0, 2**32 - 1)
 WORLDS = st.sampled_from([NARROW, FULL])
@@ -56,7 +56,8 @@ def test_more_frames_begin_with_the_same_frames(seed: int, world, chunks: int) -
 @settings(max_examples=40, deadline=None)
 @given(SEEDS, WORLDS)
 def test_the_picture_shows_the_object_where_the_simulator_has_it(seed: int, world) -> None:
-    clip = sample_clip(world, 2, np.random.default_rng(seed))
+    taught = replace(world, shapes=(*world.shapes, NEW_SHAPE))
+    clip = sample_clip(taught, 2, np.random.default_rng(seed))
     centroids = simulate(clip)
     white = draw(clip.shape, clip.radius, centroids, np.full((len(centroids), 3), 255), (0, 0, 0))[..., 0].astype(float)
     axis, area = np.arange(64) + 0.5, white.sum(axis=(1, 2))
