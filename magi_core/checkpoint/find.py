@@ -20,7 +20,7 @@ from magi_core.files import parse_json_object, read_json_object
 from magi_core.presets import PRESETS
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
-BUILT_IN = {name: ASSETS / name for name in ("nano", "nano-distilled")}
+BUILT_IN = {name: ASSETS / name for name in ("nano", "nano-distilled", "nano-full")}
 """The models that are part of this project, by name."""
 METADATA_CONFIG = "magi_config"
 """Metadata key of a one-file checkpoint that holds the configuration as JSON."""
@@ -166,7 +166,7 @@ def _nothing_at(source: str, path: Path) -> MagiError:
         return MagiError(f"the weights of magi-{source} are not at {path}; install the package with its assets folder")
     if source.lower() in PRESETS:
         return MagiError(
-            f"'{source}' names a model size, not files; give the folder or file with its weights. Built in are {' and '.join(BUILT_IN)}"
+            f"'{source}' names a model size, not files; give the folder or file with its weights. Built in are {', '.join(BUILT_IN)}"
         )
     return MagiError(
         f"there is nothing at {source!r}; give 'nano', a model folder, a configuration JSON or a safetensors file"

@@ -53,7 +53,7 @@ def test_comfyuis_own_nodes_are_not_hidden(server: Server) -> None:
 
 def test_models_below_the_magi_folder_are_offered(info: dict[str, Any]) -> None:
     offered = {name: info[name]["input"]["required"][key][1]["options"] for name, key in LOADED.items()}
-    assert all(names[:2] == ["magi-nano", "magi-nano-distilled"] for names in offered.values())
+    assert all(names[:3] == ["magi-nano", "magi-nano-distilled", "magi-nano-full"] for names in offered.values())
     assert {"magi/mine/inference_weight", "corrupt.safetensors"} <= set(offered["MagiLoadModel"])
     assert {"magi/mine/t5", "magi/mine/inference_weight"} <= set(offered["MagiLoadTextEncoder"])
     assert {"magi/mine/vae", "magi/mine/inference_weight"} <= set(offered["MagiLoadVAE"])
@@ -189,7 +189,7 @@ def test_an_extension_of_any_video_has_its_own_settings(server: Server) -> None:
         assert run.progress("more")[-1] == (steps, steps)
 
 
-@pytest.mark.parametrize("model", ["magi-nano", "magi-nano-distilled"])
+@pytest.mark.parametrize("model", ["magi-nano", "magi-nano-distilled", "magi-nano-full"])
 def test_the_easy_node_and_going_on_with_it(server: Server, model: str) -> None:
     box = {"model": model, "width": 64, "height": 64, "seed": 5}
     prompt: Prompt = {

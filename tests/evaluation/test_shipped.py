@@ -1,4 +1,4 @@
-"""The model that is part of the repository is what its name says, and does as it is told."""
+"""The models that are part of the repository are what their names say, and do as they are told."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from magi_core.presets import PRESETS
 pytest.importorskip("cv2", reason="OpenCV is not installed; pip install 'comfyui-magi[evaluation]'")
 
 
-def test_magi_nano_does_as_told() -> None:
-    magi = magi_core.load("nano", device="cpu")
-    assert magi.config == replace(PRESETS["nano"], load=".", vae_pretrained="vae", t5_pretrained="t5")
-    settings = ScoreSettings(count=6, samples=0)
+@pytest.mark.parametrize(("name", "world"), [("nano", "narrow"), ("nano-full", "full")])
+def test_magi_nano_does_as_told(name: str, world: str) -> None:
+    magi = magi_core.load(name, device="cpu")
+    wanted = replace(PRESETS["nano"], load=".", vae_pretrained="vae", t5_pretrained="t5")
+    assert replace(magi.config, sampling=wanted.sampling) == wanted
+    guidance = {"nano": 2.5, "nano-full": 4.0}[name]  # of each card
+    assert magi.config.sampling == replace(wanted.sampling, text_scales=(guidance,) * 3 + (1.0, 1.0))
+    settings = ScoreSettings(world=world, count=6, samples=0)
     scores = score(generator_of(magi, magi.config.sampling), settings)
     for row in scores.shares:
         assert min(row.colour.value, row.shape.value, row.direction.value) >= 0.6, row
