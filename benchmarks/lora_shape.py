@@ -1,10 +1,10 @@
-"""What a LoRA learns from twenty clips: the shipped magi-nano is taught stars, which it has never seen.
+"""What a LoRA learns from twenty clips: the shipped magi-nano is taught crosses, which it has never seen.
 
-    python benchmarks/lora_star.py [--folder out/lora-star] [--steps 400] [--rank 16] [--count 60] [--denoise-steps 16] [--output benchmarks/results/lora_star_cpu.json]
+    python benchmarks/lora_shape.py [--folder out/lora-shape] [--steps 400] [--rank 16] [--count 60] [--denoise-steps 16] [--output benchmarks/results/lora_shape_cpu.json]
 
 Writes 20 clips of three seconds with their captions to a folder, trains on it with the command that people use, and asks for one second of
-stars, and of the shapes that were known, in held-back wordings and from unseen seeds: how often is the shape, the colour, the direction as
-asked, with the LoRA and without? The clips show stars only: what becomes of the other shapes is part of the answer. In the folder, clips,
+crosses, and of the shapes that were known, in held-back wordings and from unseen seeds: how often is the shape, the colour, the direction as
+asked, with the LoRA and without? The clips show crosses only: what becomes of the other shapes is part of the answer. In the folder, clips,
 LoRA and a contact sheet remain.
 """
 
@@ -34,28 +34,28 @@ from magi_core.storyboard import Shot, Storyboard
 from magi_core.video import VideoWriter
 from magi_core.worlds.captions import caption_clip
 from magi_core.worlds.clips import DIRECTIONS, NARROW, World, render, sample_clip
-from magi_core.worlds.shapes import SHAPES
+from magi_core.worlds.shapes import NEW_SHAPE, SHAPES
 
 CLIPS, SECONDS = 20, 3
 LEARNT, UNSEEN = 7, 30_000_001
 """Seeds of the clips and of what is asked for."""
-STARS = replace(NARROW, shapes=("star",))
+TAUGHT = replace(NARROW, shapes=(NEW_SHAPE,))
 SHOWN = 6
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("out/lora-star"))
+    parser.add_argument("--folder", type=Path, default=Path("out/lora-shape"))
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--denoise-steps", type=int, help="default: the model's")
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.0, 1.0])
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "lora_star_cpu.json")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "lora_shape_cpu.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder: Path = arguments.folder
-    lora = folder / "star.safetensors"
+    lora = folder / f"{NEW_SHAPE}.safetensors"
     if not (folder / "clips").exists():
         write_clips(folder / "clips")
     begun = time.process_time()
@@ -85,7 +85,7 @@ def main() -> None:
     rows = []
     for strength in arguments.strengths:
         magi = magi_core.load("nano", device="cpu", loras=[Lora(lora, strength)])
-        for name, world in (("stars", STARS), ("known shapes", NARROW)):
+        for name, world in (("crosses", TAUGHT), ("known shapes", NARROW)):
             cases = asked(world, arguments.count)
             sampling = magi.config.sampling.changed(steps=arguments.denoise_steps)
             videos = [made(magi, case.request, sampling) for case in cases]
@@ -99,13 +99,15 @@ def main() -> None:
 
 
 def write_clips(folder: Path) -> None:
-    """Videos of stars, and beside each its captions, one line a second."""
+    """Videos of crosses, and beside each its captions, one line a second."""
     for index in range(CLIPS):
         rng = np.random.default_rng([LEARNT, index])
-        clip = replace(sample_clip(STARS, SECONDS, rng), hold=0)
-        with VideoWriter(folder / f"star-{index:02d}.mp4", fps=24) as writer:
+        clip = replace(sample_clip(TAUGHT, SECONDS, rng), hold=0)
+        with VideoWriter(folder / f"{NEW_SHAPE}-{index:02d}.mp4", fps=24) as writer:
             writer.append(render(clip))
-        (folder / f"star-{index:02d}.txt").write_text("\n".join(caption_clip(clip, rng)) + "\n", encoding="utf-8")
+        (folder / f"{NEW_SHAPE}-{index:02d}.txt").write_text(
+            "\n".join(caption_clip(clip, rng)) + "\n", encoding="utf-8"
+        )
 
 
 def asked(world: World, count: int) -> list[Case]:
@@ -125,8 +127,8 @@ def made(magi: Magi, request: Request, sampling: Sampling) -> np.ndarray:
 
 
 def shares(cases: Sequence[Case], videos: Sequence[np.ndarray]) -> dict[str, str]:
-    """Per cent as asked, with 95 % intervals; the shape is told apart from all four."""
-    results = [measure(case, frames, SHAPES) for case, frames in zip(cases, videos, strict=True)]
+    """Per cent as asked, with 95 % intervals; the shape is told apart from all five."""
+    results = [measure(case, frames, (*SHAPES, NEW_SHAPE)) for case, frames in zip(cases, videos, strict=True)]
     found = {}
     for name in ("shape", "colour", "direction"):
         share = Share.of(getattr(result.chunks[0], name) for result in results)
