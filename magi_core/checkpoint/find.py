@@ -169,7 +169,7 @@ def _nothing_at(source: str, path: Path) -> MagiError:
             f"'{source}' names a model size, not files; give the folder or file with its weights. Built in are {', '.join(BUILT_IN)}"
         )
     return MagiError(
-        f"there is nothing at {source!r}; give 'nano', a model folder, a configuration JSON or a safetensors file"
+        f"there is nothing at {source!r}; give {', '.join(BUILT_IN)}, a model folder, a configuration JSON or a safetensors file"
     )
 
 

@@ -23,7 +23,10 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "-o", "--output", type=Path, default=Path("runs/nano"), help="model folder to make (default: runs/nano)"
     )
     train.add_argument(
-        "--world", choices=("narrow", "full"), help="what the clips show (default: as magi-nano was trained)"
+        "--world",
+        choices=("narrow", "full"),
+        default="narrow",
+        help="what it is to know: narrow makes a magi-nano, full a magi-nano-full (default: narrow)",
     )
     train.add_argument(
         "--start",
@@ -50,12 +53,10 @@ def lasting(settings: DiTSettings, arguments: argparse.Namespace) -> DiTSettings
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    from magi_core.training.train import FURTHER, WORK, Training, train
+    from magi_core.training.train import FURTHER, RECIPES, WORK, train
 
     logging.getLogger("magi_core").setLevel(logging.INFO)
-    settings = Training()
-    if arguments.world:
-        settings = replace(settings, world=arguments.world)
+    settings = RECIPES[arguments.world]
     if arguments.start:
         settings = replace(settings, start=arguments.start, dit=FURTHER)
     settings = replace(settings, dit=sampled(lasting(settings.dit, arguments), arguments))

@@ -48,6 +48,17 @@ class Training:
     """A model of the same sizes to go on from: its text encoder, VAE and special tokens as they are, its transformer to begin with."""
 
 
+RECIPES: Mapping[str, Training] = {
+    "narrow": Training(),
+    "full": Training(
+        world="full",
+        clips=16_000,
+        text=TextTraining(steps=600),
+        vae=VAETraining(steps=2000, full_world=0.9),
+        dit=DiTSettings(steps=9200),
+    ),
+}
+"""How a model of each world is made: magi-nano, magi-nano-full."""
 FURTHER = DiTSettings(steps=3000, muon_lr=0.012, adamw_lr=9e-4, decay_share=0.8)
 """For a transformer that has learnt already, as that of ``Training.start``."""
 

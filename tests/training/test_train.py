@@ -112,6 +112,19 @@ def test_clips_of_another_world_are_refused_before_anything_is_learnt(tmp_path: 
         make_shards(tmp_path, vae, "narrow", 1, 0)
 
 
+def test_the_command_trains_each_world_by_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Training] = []
+    monkeypatch.setattr("magi_core.training.train.train", lambda out, settings, watch: made.append(settings))
+    for words in ([], ["--world", "full"], ["--world", "full", "--start", "nano", "--steps", "7"]):
+        assert main(["train", "-o", str(tmp_path), *words]) == 0
+    small, full, further = made
+    assert (small.world, small.clips, small.dit.steps) == ("narrow", 12_000, 4350)
+    assert (full.world, full.clips, full.dit.steps) == ("full", 16_000, 9200)
+    assert (full.text.steps, full.vae.steps, full.vae.full_world) == (600, 2000, 0.9)
+    assert further.start == "nano" and (further.world, further.clips, further.dit.steps) == ("full", 16_000, 7)
+    assert further.dit.muon_lr < full.dit.muon_lr
+
+
 def test_the_command_says_what_it_cannot_start_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for model, said in (("nano-distilled", "not distilled"), ("nowhere", "nothing at 'nowhere'")):
         assert main(["train", "--start", model, "-o", str(tmp_path / "out")]) == 2
