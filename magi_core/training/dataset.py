@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,13 @@ from magi_core.text.caption import Caption
 from magi_core.text.encoder import T5TextEncoder
 from magi_core.text.special_tokens import PromptTokens, SpecialTokens
 from magi_core.training.objective import Layout, Sample
+from magi_core.training.practice import PRACTICE
 from magi_core.vae import ViTVAE, frames_to_video
 from magi_core.worlds.captions import caption
-from magi_core.worlds.clips import WORLDS, World, render, sample_clip
+from magi_core.worlds.clips import render, sample_clip
 
 CHUNKS = 5
 WORDINGS = 4
-EMPHASIS = {"bounce": 2.0, "fall": 1.5}
-"""How much more often than in the world training shows the motions that are hardest to learn."""
 SHARD = 1000
 ENCODED_TOGETHER = 16
 WINDOW = 4  # frames of a latent frame
@@ -84,25 +83,26 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def write_shard(path: Path, vae: ViTVAE, world: str, indices: Sequence[int], seed: int) -> None:
     """Write the clips ``indices`` of a world (a name of ``WORLDS``) to one file."""
+    practice = PRACTICE[world]
     latents, wordings, images = [], [], []
     for first in range(0, len(indices), ENCODED_TOGETHER):
         videos = []
         for index in indices[first : first + ENCODED_TOGETHER]:
             rng = np.random.default_rng([seed, index])
-            clip = sample_clip(emphasised(WORLDS[world]), CHUNKS, rng)
+            clip = sample_clip(practice.world, CHUNKS, rng)
             videos.append(frames_to_video(torch.from_numpy(render(clip))))
-            wordings.append([[caption(clip, chunk, rng) for chunk in range(CHUNKS)] for _ in range(WORDINGS)])
+            wordings.append(
+                [
+                    [caption(clip, chunk, rng, omissions=practice.omissions) for chunk in range(CHUNKS)]
+                    for _ in range(WORDINGS)
+                ]
+            )
             images.append(clip.hold > 0)
         latents.append(encode_windows(vae, torch.cat(videos)).half())
     stacked = torch.cat(latents)
     metadata = {"captions": json.dumps(wordings), "world": world, "seed": str(seed)}
     with atomic_write(path) as temporary:
         save_file({"latents": stacked, "image": torch.tensor(images)}, temporary, metadata)
-
-
-def emphasised(world: World) -> World:
-    """The world as training shows it."""
-    return replace(world, motions=tuple((name, share * EMPHASIS.get(name, 1.0)) for name, share in world.motions))
 
 
 def encode_windows(vae: ViTVAE, video: Tensor) -> Tensor:

@@ -11,14 +11,15 @@ Notable:
 
 from __future__ import annotations
 
-from collections.abc import Set
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from magi_core.worlds.clips import Clip
+from magi_core.worlds.clips import DIRECTIONS, Clip
 
-ATTRIBUTES = ("colour", "shape", "motion", "size", "speed", "background")
+ATTRIBUTES = ("colour", "shape", "motion", "direction", "size", "speed", "background")
+"""What a caption may leave out. Without its motion it tells a change of colour alone; without the direction, an unchanged slide goes on."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Wording:
     move: tuple[str, ...]
     keep: tuple[str, ...]
     """How an unchanged direction is told."""
+    same: tuple[str, ...]
+    """How it is told that a slide goes on, without its direction."""
     still: tuple[str, ...]
     stop: tuple[str, ...]
     """How a change to standing still is told."""
@@ -41,6 +44,7 @@ WORDINGS: dict[str, Wording] = {
     "train": Wording(
         move=("moves {}", "slides {}", "goes {}", "is moving {}", "travels {}"),
         keep=("keeps moving {}", "keeps sliding {}", "goes on moving {}", "continues {}"),
+        same=("keeps moving", "moves on", "continues", "continues as before"),
         still=("stands still", "does not move", "is still", "stays in place"),
         stop=("stops", "stops moving", "comes to a stop", "stands still now"),
         bounce=("bounces around", "bounces off the walls", "keeps bouncing", "jumps from wall to wall"),
@@ -50,6 +54,7 @@ WORDINGS: dict[str, Wording] = {
     "test": Wording(
         move=("is sliding {}", "is going {}"),
         keep=("keeps going {}", "goes on {}"),
+        same=("carries on", "proceeds as before"),
         still=("is not moving", "stays still"),
         stop=("stops now", "stops and stands still"),
         bounce=("is bouncing around", "bounces from wall to wall"),
@@ -71,6 +76,30 @@ _TOWARDS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
+class Omissions:
+    """How often a caption leaves out what history or a first image shows, as shares of 0..1."""
+
+    later: Mapping[str, float] = field(
+        default_factory=lambda: {
+            "colour": 0.5,
+            "shape": 0.4,
+            "motion": 0.3,
+            "size": 0.6,
+            "speed": 0.5,
+            "background": 0.7,
+        }
+    )
+    """Attributes that have not changed, after the first chunk."""
+    image: Mapping[str, float] = field(
+        default_factory=lambda: {"colour": 0.65, "shape": 0.5, "size": 0.6, "speed": 0.5, "background": 0.7}
+    )
+    """In a first chunk that begins with a held image."""
+
+
+USUAL = Omissions()
+
+
+@dataclass(frozen=True)
 class Description:
     """A caption and what it says; an attribute that it leaves out is None."""
 
@@ -81,10 +110,16 @@ class Description:
 
 
 def caption(
-    clip: Clip, chunk: int, rng: np.random.Generator, *, omit: Set[str] | None = None, split: str = "train"
+    clip: Clip,
+    chunk: int,
+    rng: np.random.Generator,
+    *,
+    omit: Set[str] | None = None,
+    omissions: Omissions = USUAL,
+    split: str = "train",
 ) -> str:
     """The text of ``describe``: lower-case ASCII of at most 80 bytes."""
-    return describe(clip, chunk, rng, omit=omit, split=split).text
+    return describe(clip, chunk, rng, omit=omit, omissions=omissions, split=split).text
 
 
 def caption_clip(clip: Clip, rng: np.random.Generator, *, split: str = "train") -> list[str]:
@@ -93,11 +128,17 @@ def caption_clip(clip: Clip, rng: np.random.Generator, *, split: str = "train") 
 
 
 def describe(
-    clip: Clip, chunk: int, rng: np.random.Generator, *, omit: Set[str] | None = None, split: str = "train"
+    clip: Clip,
+    chunk: int,
+    rng: np.random.Generator,
+    *,
+    omit: Set[str] | None = None,
+    omissions: Omissions = USUAL,
+    split: str = "train",
 ) -> Description:
     """Put chunk ``chunk`` (0-based) of a clip into words.
 
-    omit: names of ``ATTRIBUTES`` to leave out; None draws them as training does: nothing in a first chunk from text, often
+    omit: names of ``ATTRIBUTES`` to leave out; None draws them from ``omissions``: nothing in a first chunk from text, often
     colour and shape where the clip begins with a held image, and in later chunks only what has not changed.
     split: "train" or "test", the set of wordings.
     """
@@ -106,35 +147,38 @@ def describe(
     new_colour = before is not None and before.colour != phase.colour
     new_motion = before is None or before.motion != phase.motion
     if omit is None:
-        omit = _habit(clip, chunk, new_colour, new_motion, rng)
+        omit = _draw_omitted(clip, chunk, omissions, new_colour, new_motion, rng)
     turns = before is not None and new_colour and "colour" not in omit and rng.random() < 0.5
     says_motion = not (turns and "motion" in omit)  # a caption says something, whatever is to be left out
+    says_direction = phase.motion not in DIRECTIONS or new_motion or "direction" not in omit
     clauses = []
     if turns:
         clauses.append(f"{_pick(wording.turn, rng)} {phase.colour}")
     if says_motion:
         speed = "" if "speed" in omit else _speed_word(clip, phase.motion)
-        clauses.append(_motion_words(wording, phase.motion, before is not None, new_motion, rng) + speed)
+        if says_direction:
+            clauses.append(_motion_words(wording, phase.motion, before is not None, new_motion, rng) + speed)
+        else:
+            clauses.append(_pick(wording.same, rng) + speed)
     colour = None if "colour" in omit else phase.colour
     shape = None if "shape" in omit else clip.shape
     size = "" if "size" in omit else _size_word(clip.radius)
     subject = _subject(None if turns else colour, shape, size, first=before is None, rng=rng)
     place = "" if before is not None or "background" in omit or clip.background == "black" else f" on {clip.background}"
     text = f"{subject} {' and '.join(clauses)}{place}"
-    return Description(text, colour, shape, phase.motion if says_motion else None)
+    return Description(text, colour, shape, phase.motion if says_motion and says_direction else None)
 
 
-def _habit(clip: Clip, chunk: int, new_colour: bool, new_motion: bool, rng: np.random.Generator) -> Set[str]:
+def _draw_omitted(
+    clip: Clip, chunk: int, omissions: Omissions, new_colour: bool, new_motion: bool, rng: np.random.Generator
+) -> Set[str]:
     if chunk == 0 and not clip.hold:
         return frozenset()
-    shares = {"colour": 0.5, "shape": 0.4, "motion": 0.3, "size": 0.6, "speed": 0.5, "background": 0.7}
-    if chunk == 0:
-        shares |= {"colour": 0.65, "shape": 0.5}
-    if new_colour:
-        del shares["colour"]
+    told = {"colour"} if new_colour else set()
     if new_motion:
-        del shares["motion"]
-    return {name for name, share in shares.items() if rng.random() < share}
+        told |= {"motion", "direction"}
+    shares = omissions.later if chunk else omissions.image
+    return {name for name, share in shares.items() if name not in told and rng.random() < share}
 
 
 def _motion_words(wording: Wording, motion: str, has_history: bool, changes: bool, rng: np.random.Generator) -> str:
