@@ -29,12 +29,13 @@ from magi_core.model.embedders import sinusoid
 from magi_core.text.encoder import T5TextEncoder
 from magi_core.text.special_tokens import SpecialTokens
 from magi_core.training.checkpoint import Keep, TrainingState, start_state
-from magi_core.training.dataset import ClipSet, Mix, make_shards, open_clips
+from magi_core.training.dataset import ClipSet, Mix
 from magi_core.training.dit import DiTSettings, optimizers, resume, run_steps
 from magi_core.training.export import check_other_folder, write_model
 from magi_core.training.layouts import layouts_for
 from magi_core.training.objective import CLEAN_T, squared_errors
 from magi_core.training.products import attend_products
+from magi_core.training.shards import make_shards, open_clips
 from magi_core.training.shortcut import Shortcut, draw_shortcut, self_consistent, shortcut_velocity
 from magi_core.training.train import WORK
 from magi_core.vae import load_vae
@@ -83,15 +84,16 @@ def distil(
     Raises MagiError where the teacher is no whole base model or something in ``out`` is damaged.
     """
     files = find_checkpoint(teacher)
-    vae, t5, tokens = _whole(files)
+    vae_folder, t5, tokens = _whole(files)
+    vae = load_vae(vae_folder)
     check_other_folder(files, out)
     work = out / WORK
     if clips is None:
         clips = work / "clips"
-        make_shards(clips, load_vae(vae), settings.world, settings.clips, settings.dit.seed)
+        make_shards(clips, vae, settings.world, settings.clips, settings.dit.seed)
     dit, sampling = files.config.dit, files.config.sampling
     encoder = T5TextEncoder(t5, max_length=dit.caption_max_length)
-    shown = open_clips(clips, encoder, SpecialTokens.load(tokens, dit.caption_channels))
+    shown = open_clips(clips, vae, encoder, SpecialTokens.load(tokens, dit.caption_channels))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = replace(
         files.config,

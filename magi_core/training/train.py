@@ -19,9 +19,9 @@ from magi_core.errors import MagiError
 from magi_core.presets import PRESETS
 from magi_core.text.encoder import T5TextEncoder
 from magi_core.text.special_tokens import SpecialTokens
-from magi_core.training.dataset import make_shards, open_clips
 from magi_core.training.dit import DiTSettings, train_dit
 from magi_core.training.export import bring_parts, check_other_folder, write_dit
+from magi_core.training.shards import make_shards, open_clips
 from magi_core.training.text import TextTraining, train_text
 from magi_core.training.vae import VAETraining, train_vae
 from magi_core.vae import load_vae
@@ -77,10 +77,11 @@ def train(out: Path, settings: Training = Training(), watch: Callable[[int], Non
     if not (out / "vae" / "config.json").is_file():
         work.mkdir(parents=True, exist_ok=True)
         train_vae(out / "vae", work, settings.vae)
-    make_shards(work / "clips", load_vae(out / "vae"), settings.world, settings.clips, settings.seed)
+    vae = load_vae(out / "vae")
+    make_shards(work / "clips", vae, settings.world, settings.clips, settings.seed)
     encoder = T5TextEncoder(out / "t5", max_length=NANO.dit.caption_max_length)
     special = SpecialTokens.load(out / "special_tokens.npz", NANO.dit.caption_channels)
-    clips = open_clips(work / "clips", encoder, special)
+    clips = open_clips(work / "clips", vae, encoder, special)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def keep(weights: Mapping[str, Tensor], step: int) -> None:

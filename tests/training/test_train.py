@@ -21,8 +21,9 @@ from magi_core.errors import MagiError
 from magi_core.text.encoder import T5TextEncoder
 from magi_core.text.special_tokens import SpecialTokens
 from magi_core.training.curve import draw_curve
-from magi_core.training.dataset import make_shards, open_clips, write_shard
 from magi_core.training.dit import DiTSettings
+from magi_core.training.practice import PRACTICE
+from magi_core.training.shards import make_shards, open_clips, write_shard
 from magi_core.training.train import NANO, Training, train
 from magi_core.training.vae import NANO_VAE
 from magi_core.vae import ViTVAE
@@ -89,24 +90,36 @@ def test_clips_of_another_version_are_refused_by_name(tmp_path: Path, monkeypatc
     vae = ViTVAE(NANO_VAE).eval()
     write_shard(tmp_path / "clips-000000.safetensors", vae, "narrow", range(1), 0)
     with monkeypatch.context() as patch:
-        patch.setattr("magi_core.training.dataset.CHUNKS", 3)
+        patch.setattr("magi_core.training.shards.CHUNKS", 3)
         write_shard(tmp_path / "clips-001000.safetensors", vae, "narrow", range(1), 0)
     files = find_checkpoint("nano")
     assert files.t5 and files.special_tokens
+    encoder, special = T5TextEncoder(files.t5), SpecialTokens.load(files.special_tokens, 128)
     with pytest.raises(MagiError, match=r"clips-001000\.safetensors are 3 seconds long and those before them 5"):
-        open_clips(tmp_path, T5TextEncoder(files.t5), SpecialTokens.load(files.special_tokens, 128))
+        open_clips(tmp_path, vae, encoder, special)
+    with pytest.raises(MagiError, match=r"clips-000000\.safetensors are of another VAE than"):
+        open_clips(tmp_path, ViTVAE(NANO_VAE), encoder, special)
 
 
-def test_clips_of_another_world_are_refused_before_anything_is_learnt(tmp_path: Path) -> None:
+def test_clips_made_from_something_else_are_refused_before_anything_is_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vae = ViTVAE(NANO_VAE)
     made = tmp_path / "clips-000000.safetensors"
     write_shard(made, vae, "narrow", range(1), 0)
     make_shards(tmp_path, vae, "narrow", 1, 0)
-    for world, seed in (("full", 0), ("narrow", 1)):
-        with pytest.raises(
-            MagiError, match=rf"of the world 'narrow' with seed 0, and '{world}' with seed {seed} is asked"
-        ):
-            make_shards(tmp_path, vae, world, 1, seed)
+    for other, world, clips, seed, said in (
+        (vae, "full", 1, 0, "world and practice"),
+        (vae, "narrow", 1, 1, "seed"),
+        (vae, "narrow", 2, 0, "number"),
+        (ViTVAE(NANO_VAE), "narrow", 1, 0, "VAE"),
+    ):
+        with pytest.raises(MagiError, match=rf"clips-000000\.safetensors are of another {said} than is asked for"):
+            make_shards(tmp_path, other, world, clips, seed)
+    with monkeypatch.context() as patch:
+        patch.setattr("magi_core.training.shards.PRACTICE", {"narrow": PRACTICE["full"]})
+        with pytest.raises(MagiError, match=r"another practice than"):
+            make_shards(tmp_path, vae, "narrow", 1, 0)
     made.write_bytes(made.read_bytes()[:100])
     with pytest.raises(MagiError, match=r"clips-000000\.safetensors are damaged.*Delete the file"):
         make_shards(tmp_path, vae, "narrow", 1, 0)
