@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from magi_core.cli.model import add_model, add_sampling, open_asked, shared
+from magi_core.cli.model import add_model, add_sampling, open_asked, sharing
 from magi_core.cli.produce import add_output, write
 from magi_core.errors import MagiError
 from magi_core.storyboard import Shot, Storyboard, is_file_name
@@ -103,7 +103,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
     image = read_image(arguments.image) if arguments.image else None
     video = read_video(arguments.video, fps=magi.config.fps, last=CONTEXT_FRAMES) if arguments.video else None
     generation = magi.generate(storyboard, image=image, video=video, wishes=wishes, folder=folder)
-    with shared(arguments, magi, generation.making) as decode:
+    with sharing(arguments, magi) as within, within(generation.making) as decode:
         return write(generation, decode, arguments, storyboard)
 
 
@@ -111,7 +111,7 @@ def run_extend(arguments: argparse.Namespace) -> int:
     storyboard, folder = _story(arguments) if _asked(arguments) else (None, None)
     magi = open_asked(arguments)
     generation = magi.extend(arguments.session, storyboard, wishes=_wishes(arguments), folder=folder)
-    with shared(arguments, magi, generation.making) as decode:
+    with sharing(arguments, magi) as within, within(generation.making) as decode:
         return write(generation, decode, arguments, storyboard)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -28,7 +28,7 @@ OPTIONS = ("model", "device", "devices", "precision", "weights", "attention", "r
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """The options of ``open_asked`` and ``shared``."""
+    """The options of ``open_asked`` and ``sharing``."""
     parser.add_argument(
         "--model",
         default="nano",
@@ -102,22 +102,35 @@ def open_asked(arguments: argparse.Namespace) -> Magi:
     return magi
 
 
+Within = Callable[[Making], AbstractContextManager[Decode]]
+"""In what a video is made, from its first step to its last; it gives what decodes the video's chunks."""
+
+
 @contextmanager
-def shared(arguments: argparse.Namespace, magi: Magi, making: Making) -> Iterator[Decode]:
-    """Within, the model is run by ``--devices``, and velocities are used again where ``--reuse`` allows it; what decodes chunks."""
-    with _by_devices(arguments, magi, making) as decode:
-        if arguments.reuse is not None:
-            reuse_in(making.session, arguments.reuse)
-        yield decode
+def sharing(arguments: argparse.Namespace, magi: Magi) -> Iterator[Within]:
+    """In what the command's videos are made, one after the other: by ``--devices``, and with velocities used again where ``--reuse`` allows it."""
+    with _by_devices(arguments, magi) as by_devices:
+
+        @contextmanager
+        def within(making: Making) -> Iterator[Decode]:
+            with by_devices(making) as decode:
+                if arguments.reuse is not None:
+                    reuse_in(making.session, arguments.reuse)
+                yield decode
+
+        yield within
 
 
-def _by_devices(arguments: argparse.Namespace, magi: Magi, making: Making) -> AbstractContextManager[Decode]:
+@contextmanager
+def _by_devices(arguments: argparse.Namespace, magi: Magi) -> Iterator[Within]:
     if arguments.devices is None:
-        return nullcontext(magi.decoder())
-    from magi_core.cli.devices import shared
+        yield lambda making: nullcontext(magi.decoder())
+        return
+    from magi_core.cli.devices import Workers
     from magi_core.parallel.devices import parse_devices
 
-    return shared(making, magi, parse_devices(arguments.devices, "--devices"))
+    with closing(Workers(magi, parse_devices(arguments.devices, "--devices"))) as workers:
+        yield workers.at
 
 
 def open_model(

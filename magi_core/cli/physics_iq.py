@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from magi_core.cli.model import add_model, open_asked, shared
+from magi_core.cli.model import Within, add_model, open_asked, sharing
 from magi_core.cli.report import add_folder, counted, write_results
 
 if TYPE_CHECKING:
@@ -66,16 +66,17 @@ def run_physics_iq(arguments: argparse.Namespace) -> int:
         magi = open_asked(arguments)
         benchmark = Benchmark(arguments.folder, magi.config.fps, arguments.descriptions)
         tasks = benchmark.tasks()[: arguments.count]
-        predict, settings = _predictor(magi, arguments)
-        image, made_with = arguments.given == "image", json.dumps(settings)
         height, width = parse_size(arguments.size)
         size = height or magi.config.height, width or magi.config.width
-        making = predict_all(
-            benchmark, tasks, folder, predict, seed=arguments.seed, image=image, size=size, made_with=made_with
-        )
-        for task, problem in counted(making, len(tasks), "video"):
-            if problem:
-                problems.append(f"{task.file} was not made: {problem}")
+        with sharing(arguments, magi) as within:
+            predict, settings = _predictor(magi, arguments, within)
+            image, made_with = arguments.given == "image", json.dumps(settings)
+            making = predict_all(
+                benchmark, tasks, folder, predict, seed=arguments.seed, image=image, size=size, made_with=made_with
+            )
+            for task, problem in counted(making, len(tasks), "video"):
+                if problem:
+                    problems.append(f"{task.file} was not made: {problem}")
     views: list[View] = []
     lines: list[tuple[str, Frames]] = []
     for task, view, problem in counted(score_all(benchmark, tasks, folder), len(tasks), "score"):
@@ -99,7 +100,7 @@ def run_physics_iq(arguments: argparse.Namespace) -> int:
 
 
 def _predictor(
-    magi: Magi, arguments: argparse.Namespace
+    magi: Magi, arguments: argparse.Namespace, within: Within
 ) -> tuple[Callable[[Given], Iterator[Frames]], dict[str, object]]:
     """What makes a prediction, and the settings that it is made with."""
     from magi_core.cli.generate import parse_size
@@ -114,7 +115,7 @@ def _predictor(
     def predict(given: Given) -> Iterator[Frames]:
         story = Storyboard((Shot(given.prompt, float(PREDICTED_SECONDS)),))
         generation = magi.generate(story, image=given.image, video=given.video, wishes=replace(wishes, seed=given.seed))
-        with shared(arguments, magi, generation.making) as decode:
+        with within(generation.making) as decode:
             for finished in generation.making.chunks():
                 yield finished.decoded(decode)
 

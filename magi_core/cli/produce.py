@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
-from magi_core.cli.model import OPTIONS, open_asked, shared
+from magi_core.cli.model import OPTIONS, open_asked, sharing
 from magi_core.errors import MagiError
 from magi_core.lora import Lora
 from magi_core.storyboard import Storyboard
@@ -110,7 +110,7 @@ def run_resume(arguments: argparse.Namespace) -> int:
     asked = argparse.Namespace(text_cache=None, lora=loras, **options)
     magi = open_asked(asked)
     making = run.load(magi.dit, loras=magi.used_loras)
-    with shared(asked, magi, making) as decode:
+    with sharing(asked, magi) as within, within(making) as decode:
         return make(run, making, decode, output, quiet=arguments.quiet)
 
 

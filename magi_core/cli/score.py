@@ -10,11 +10,12 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
-from magi_core.cli.model import add_model, add_sampling, open_asked, shared
+from magi_core.cli.model import add_model, add_sampling, open_asked, sharing
 from magi_core.cli.report import add_folder, write_results
 
 if TYPE_CHECKING:
     from magi_core.evaluation.cases import Request
+    from magi_core.evaluation.score import Generator
     from magi_core.images import Frames
 
 SHOWN = 3
@@ -66,8 +67,8 @@ def run_score(arguments: argparse.Namespace) -> int:
     magi = open_asked(arguments)
     sampling = magi.config.sampling.changed(steps=arguments.steps, window=arguments.window)
     settings = ScoreSettings(world=arguments.world, count=arguments.count)
-    with progress_bar("video") as show:
-        scores = score(generator_of(magi, sampling, partial(shared, arguments, magi)), settings, show)
+    with sharing(arguments, magi) as within, progress_bar("video") as show:
+        scores = score(generator_of(magi, sampling, within), settings, show)
     files = write_report(scores, arguments.output)
     sys.stdout.write(markdown(scores) + "\n" + "\n".join(str(file) for file in files) + "\n")
     return 0
@@ -79,20 +80,20 @@ def run_drift(arguments: argparse.Namespace) -> int:
 
     magi = open_asked(arguments)
     sampling = magi.config.sampling.changed(steps=arguments.steps, window=arguments.window)
-    generate, world = generator_of(magi, sampling, partial(shared, arguments, magi)), arguments.world
     lines: list[tuple[str, Frames]] = []
 
-    def remembered(requests: Sequence[Request]) -> Sequence[Frames]:
+    def remembered(generate: Generator, requests: Sequence[Request]) -> Sequence[Frames]:
         made = generate(requests)
         if len(lines) < SHOWN:
             lines.append((f"{requests[0].prompts[0]}, and so on", made[0]))
         return made
 
-    with progress_bar("video") as show:
-        rows = score_drift(remembered, world, arguments.count, arguments.seconds, arguments.described, show)
+    with sharing(arguments, magi) as within, progress_bar("video") as show:
+        generator = partial(remembered, generator_of(magi, sampling, within))
+        rows = score_drift(generator, arguments.world, arguments.count, arguments.seconds, arguments.described, show)
     settings = {
         "model": arguments.model,
-        "world": world,
+        "world": arguments.world,
         "count": arguments.count,
         "described": arguments.described,
         "sampling": asdict(sampling),
@@ -118,20 +119,21 @@ def run_physics_worlds(arguments: argparse.Namespace) -> int:
 
     magi = open_asked(arguments)
     sampling = magi.config.sampling.changed(steps=arguments.steps, window=arguments.window)
-    made_by = partial(generator_of, magi, within=partial(shared, arguments, magi))
-    variants = {"continuation": made_by(sampling), "image to video": from_last_frame(made_by(sampling))}
-    variants |= {f"KV range {chunks}": made_by(kv_range(sampling, chunks)) for chunks in arguments.kv_ranges}
     rows, lines = {}, []
-    for event in build_events(arguments.world, min(SHOWN, arguments.count)):
-        lines.append((f"given, then what happened: {event.request.prompts[0]}", event.takes[0]))
-        made = variants["continuation"]([event.request])[0]
-        lines.append(("given, then predicted", np.concatenate([event.takes[0][: -len(made)], made])))
-    for name, generator in variants.items():
-        with progress_bar("event", name) as show:
-            found = score_events(generator, arguments.world, arguments.count, show)
-        rows[name] = found.pop("all")
-        if name == "continuation":
-            rows |= {f"{name}, {motion}": score for motion, score in found.items()}
+    with sharing(arguments, magi) as within:
+        made_by = partial(generator_of, magi, within=within)
+        variants = {"continuation": made_by(sampling), "image to video": from_last_frame(made_by(sampling))}
+        variants |= {f"KV range {chunks}": made_by(kv_range(sampling, chunks)) for chunks in arguments.kv_ranges}
+        for event in build_events(arguments.world, min(SHOWN, arguments.count)):
+            lines.append((f"given, then what happened: {event.request.prompts[0]}", event.takes[0]))
+            made = variants["continuation"]([event.request])[0]
+            lines.append(("given, then predicted", np.concatenate([event.takes[0][: -len(made)], made])))
+        for name, generator in variants.items():
+            with progress_bar("event", name) as show:
+                found = score_events(generator, arguments.world, arguments.count, show)
+            rows[name] = found.pop("all")
+            if name == "continuation":
+                rows |= {f"{name}, {motion}": score for motion, score in found.items()}
     for name, found in score_baselines(arguments.world, arguments.count).items():
         rows[f"baseline: {name}"] = found.pop("all")
         if name in BASELINES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
@@ -43,6 +44,27 @@ def test_the_same_video_by_two_processes_broken_off_and_finished_by_one(
     assert started == [(["cpu", "cpu"], True), (["cpu"], False)]
     one, two = (read_video(Path(name)).astype(int) for name in ("one.mp4", "two.mp4"))
     assert np.abs(one - two).max() <= 1
+
+
+def test_a_scoring_command_starts_its_workers_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, closed, close = [], [], Engine.close
+
+    def watched(build: Build, devices: list[str], strategy: Strategy, decoder: Decoder | None) -> Engine:
+        started.append(devices)
+        return start(build, devices, strategy, decoder)
+
+    def noted(engine: Engine) -> None:
+        closed.append(engine)
+        close(engine)
+
+    monkeypatch.setattr("magi_core.cli.devices.start", watched)
+    monkeypatch.setattr(Engine, "close", noted)
+    words = ["drift", "--count", "2", "--seconds", "2", "--steps", "4"]
+    assert main([*words, "-o", str(tmp_path / "alone")]) == 0
+    assert main([*words, "-o", str(tmp_path / "two"), "--devices", "cpu,cpu"]) == 0
+    assert started == [["cpu", "cpu"]] and len(closed) == 1
+    alone, two = (json.loads((tmp_path / name / "drift.json").read_text()) for name in ("alone", "two"))
+    assert alone == two
 
 
 def test_devices_are_named_by_number_or_in_full() -> None:
