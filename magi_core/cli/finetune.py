@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,9 +109,8 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run_finetune(arguments: argparse.Namespace) -> int:
-    import torch
-
     from magi_core.checkpoint.find import find_checkpoint
+    from magi_core.denoise.storage import fingerprint
     from magi_core.lora import Lora, write_adapter
     from magi_core.pipeline import load
     from magi_core.run_lock import alone
@@ -119,6 +118,7 @@ def run_finetune(arguments: argparse.Namespace) -> int:
     from magi_core.training.finetune import finetune, recomputed, trainable
     from magi_core.training.layouts import layouts_for
     from magi_core.training.lora import Matrices, frozen
+    from magi_core.training.origin import claim
     from magi_core.training.ranks import launched
 
     logging.getLogger("magi_core").setLevel(logging.INFO)
@@ -127,14 +127,20 @@ def run_finetune(arguments: argparse.Namespace) -> int:
     height, width = parse_size(arguments.size)
     size = height or files.config.height, width or files.config.width
     output: Path = arguments.output
-    work = output.with_name(f"{output.stem}.{WORK}") if lora else output / WORK
+    name = output.resolve().name.removesuffix(".safetensors")
+    work = output.resolve().with_name(f"{name}.{WORK}") if lora else output / WORK
     if lora is None:
         check_other_folder(files, output)
     stories = _stories(arguments)
-    work.mkdir(parents=True, exist_ok=True)
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with launched(device) as ranks, alone(work) if ranks.first else nullcontext():
+    with launched(_device(arguments.device)) as ranks, ExitStack() as locked:
         model = frozen(files, ranks.device) if lora else trainable(files, ranks.device)
+        origin = {"command": "finetune", "model": fingerprint(model)}
+        if lora:
+            origin |= {"output": output.name, "LoRA": lora.described}
+        with ranks.first_before_others():
+            if ranks.first:
+                claim(output, work, origin)
+                locked.enter_context(alone(work))
         if arguments.recompute:
             recomputed(model)
         matrices = Matrices(model, lora, arguments.seed) if lora else None
@@ -159,6 +165,16 @@ def run_finetune(arguments: argparse.Namespace) -> int:
             )
             sys.stdout.write(f"{output} is a {kind}: magi generate {use} {output} ...\n")
     return 0
+
+
+def _device(name: str | None) -> torch.device:
+    """Of this process, or what kind those of torchrun are; nothing is put on it yet."""
+    import torch
+
+    try:
+        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise MagiError(f"--device is {name!r}, which is no device; use cpu, cuda or cuda:0") from error
 
 
 def _settings(arguments: argparse.Namespace) -> FinetuneSettings:

@@ -15,11 +15,11 @@ PALETTE = ("#1f4e9c", "#c8452c", "#2a8c4a", "#8a4fb0", "#b8860b", "#3a8f9a", "#7
 def draw_curve(path: Path, title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> None:
     """Draw named series of (step, loss) points, smoothed over 1/40 of their length, to a PNG file.
 
-    Points without a positive loss are left out; a plot without points shows the axes only.
+    Points without a positive, finite loss are left out; a plot without points shows the axes only.
     """
     from PIL import Image, ImageDraw
 
-    kept = {name: [(x, y) for x, y in points if y > 0] for name, points in series.items()}
+    kept = {name: [(x, y) for x, y in points if 0 < y < math.inf] for name, points in series.items()}
     every = [point for points in kept.values() for point in points] or [(0.0, 1.0)]
     last = max(x for x, _ in every) or 1.0
     low, high = min(y for _, y in every), max(y for _, y in every)

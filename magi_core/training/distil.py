@@ -23,9 +23,11 @@ from magi_core.checkpoint.find import CheckpointFiles, find_checkpoint
 from magi_core.checkpoint.load import load_dit
 from magi_core.config import Sampling
 from magi_core.denoise.schedule import step_embedding, timesteps
+from magi_core.denoise.storage import fingerprint
 from magi_core.errors import MagiError
 from magi_core.model import MagiDiT
 from magi_core.model.embedders import sinusoid
+from magi_core.run_lock import alone
 from magi_core.text.encoder import T5TextEncoder
 from magi_core.text.special_tokens import SpecialTokens
 from magi_core.training.checkpoint import Keep, TrainingState, start_state
@@ -34,10 +36,11 @@ from magi_core.training.dit import DiTSettings, optimizers, resume, run_steps
 from magi_core.training.export import check_other_folder, write_model
 from magi_core.training.layouts import layouts_for
 from magi_core.training.objective import CLEAN_T, squared_errors
+from magi_core.training.origin import claim
 from magi_core.training.products import attend_products
-from magi_core.training.shards import make_shards, open_clips
+from magi_core.training.shards import make_shards, open_clips, shards_of
 from magi_core.training.shortcut import Shortcut, draw_shortcut, self_consistent, shortcut_velocity
-from magi_core.training.train import WORK
+from magi_core.training.train import NANO, WORK
 from magi_core.vae import load_vae
 
 log = logging.getLogger(__name__)
@@ -81,19 +84,36 @@ def distil(
     ``out`` becomes a model folder with the teacher's VAE, text encoder and special tokens; states, losses and the loss curve are in
     ``out``/training. clips: a folder of clips as ``make_shards`` writes them; without one they are made in ``out``/training/clips.
     watch: called with the step whenever ``out`` has got its weights, see ``DiTSettings.keep_steps``.
-    Raises MagiError where the teacher is no whole base model or something in ``out`` is damaged.
+    Raises MagiError where the teacher is no whole base model of magi-nano's sizes, or something in ``out`` is damaged or of another run.
     """
     files = find_checkpoint(teacher)
-    vae_folder, t5, tokens = _whole(files)
-    vae = load_vae(vae_folder)
+    _check_whole(files)
+    assert files.vae  # noqa: S101 - for the type checker
     check_other_folder(files, out)
-    work = out / WORK
+    if clips is not None:
+        shards_of(clips, load_vae(files.vae))
+    model = load_dit(files, dtype=torch.float32)
+    claim(out, out / WORK, {"command": "distill", "teacher": fingerprint(model)})
+    with alone(out / WORK):
+        _distil(files, model, out, settings, clips, watch)
+
+
+def _distil(
+    files: CheckpointFiles,
+    teacher: MagiDiT,
+    out: Path,
+    settings: Distillation,
+    clips: Path | None,
+    watch: Callable[[int], None] | None,
+) -> None:
+    assert files.vae and files.t5 and files.special_tokens  # noqa: S101 - for the type checker
+    work, vae = out / WORK, load_vae(files.vae)
     if clips is None:
         clips = work / "clips"
         make_shards(clips, vae, settings.world, settings.clips, settings.dit.seed)
     dit, sampling = files.config.dit, files.config.sampling
-    encoder = T5TextEncoder(t5, max_length=dit.caption_max_length)
-    shown = open_clips(clips, vae, encoder, SpecialTokens.load(tokens, dit.caption_channels))
+    encoder = T5TextEncoder(files.t5, max_length=dit.caption_max_length)
+    shown = open_clips(clips, vae, encoder, SpecialTokens.load(files.special_tokens, dit.caption_channels))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = replace(
         files.config,
@@ -106,16 +126,19 @@ def distil(
         if watch is not None:
             watch(step)
 
-    distil_dit(load_dit(files, dtype=torch.float32), sampling, shown, work, settings, keep, device)
+    distil_dit(teacher, sampling, shown, work, settings, keep, device)
 
 
-def _whole(files: CheckpointFiles) -> tuple[Path, Path, Path]:
-    """VAE, text encoder and special tokens of a base model."""
+def _check_whole(files: CheckpointFiles) -> None:
+    """Raise MagiError for what is no whole base model of magi-nano's sizes."""
     if files.config.sampling.cfg_number == 1:
         raise MagiError(f"the teacher is a distilled or fp8 model ({files.name}); give the base model")
     if files.dit is None or files.vae is None or files.t5 is None or files.special_tokens is None:
         raise MagiError(f"the teacher is not whole: {files.missing[0]}")
-    return files.vae, files.t5, files.special_tokens
+    if files.config.dit != NANO.dit:
+        raise MagiError(
+            f"the teacher {files.name} is no model of magi-nano's sizes; the clips that a student learns from are 64 pixels wide"
+        )
 
 
 def distil_dit(

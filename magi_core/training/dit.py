@@ -41,6 +41,7 @@ from magi_core.training.objective import (
     velocities,
 )
 from magi_core.training.products import attend_products
+from magi_core.training.schedule import check_finite, progress, rate_scale, say_if_done
 
 STATE_FILE, LOG_FILE, CURVE_FILE = "dit.safetensors", "dit.jsonl", "dit.png"
 LOG_EVERY = 20
@@ -149,10 +150,11 @@ def run_steps(
     path = folder / STATE_FILE
     history = Losses(folder / LOG_FILE, state.step)
     saved = state.seconds
+    say_if_done(state, settings)
     with _workers(settings.workers) as pool:
-        while (progress := _progress(state, settings)) < 1:
+        while progress(state, settings) < 1:
             begun = time.monotonic()
-            _set_rates(state, settings, progress)
+            _set_rates(state, settings)
             generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + state.step)
             train_step(state, draw(generator), errors, settings, device, history, pool)
             state.seconds += time.monotonic() - begun
@@ -162,7 +164,7 @@ def run_steps(
                 save_state(state, path)
                 history.draw(folder / CURVE_FILE)
                 saved = state.seconds
-            if settings.keep_steps and state.step % settings.keep_steps == 0 and _progress(state, settings) < 1:
+            if settings.keep_steps and state.step % settings.keep_steps == 0 and progress(state, settings) < 1:
                 keep(whole(state.ema), state.step)
     save_state(state, path)
     history.draw(folder / CURVE_FILE)
@@ -250,6 +252,7 @@ def train_step(
         history.add(batch.name, squared, batch.noised.weight, batch.noised.t)
         for parameter, grad in zip(parameters, grads, strict=True):
             parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
+    check_finite(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]), state.step)
     nn.utils.clip_grad_norm_(state.optimizers["adamw"].param_groups[0]["params"], 1.0)
     list(pool.map(_apply, state.optimizers.values()))
     state.step += 1
@@ -261,15 +264,8 @@ def _apply(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
-def _progress(state: TrainingState, settings: DiTSettings) -> float:
-    """How much of the run is done, 0..1."""
-    if settings.steps is not None:
-        return state.step / settings.steps
-    return state.seconds / (60 * (settings.minutes or 0.0))
-
-
-def _set_rates(state: TrainingState, settings: DiTSettings, progress: float) -> None:
-    scale = min(1.0, (state.step + 1) / settings.warmup_steps, (1 - progress) / settings.decay_share)
+def _set_rates(state: TrainingState, settings: DiTSettings) -> None:
+    scale = rate_scale(state, settings)
     for name, rate in (("muon", settings.muon_lr), ("adamw", settings.adamw_lr)):
         for group in state.optimizers[name].param_groups:
             group["lr"] = rate * scale

@@ -30,17 +30,18 @@ from magi_core.model import MagiDiT
 from magi_core.model.layers import Layer, ResidentLayers
 from magi_core.training.checkpoint import Keep, TrainingState, load_state, save_state, start_state, whole
 from magi_core.training.dataset import ClipSet, Mix, draw_sample
-from magi_core.training.dit import Batch
+from magi_core.training.dit import CURVE_FILE, LOG_FILE, STATE_FILE, Batch
 from magi_core.training.layouts import CYCLE
 from magi_core.training.losses import Losses
 from magi_core.training.objective import Layout, add_noise, draw_times, squared_errors, velocities
 from magi_core.training.products import attend_products
 from magi_core.training.ranks import Ranks, gathering, spread
+from magi_core.training.schedule import check_finite, progress, rate_scale, say_if_done
 
-STATE_FILE, LOG_FILE, CURVE_FILE = "dit.safetensors", "dit.jsonl", "dit.png"
 RATE_TIMES_WIDTH = 0.06
 """Learning rate times hidden_size: 3e-4 for magi-nano, 2e-5 for 4.5B, 1e-5 for 24B, which is where the paper's last stage ends."""
 LOG_EVERY = 10
+SEEDS = 1 << 63
 
 log = logging.getLogger(__name__)
 
@@ -159,6 +160,7 @@ def finetune(
     if path.exists():
         load_state(state, path)
         log.info("training: going on from step %d", state.step)
+        say_if_done(state, settings)
     history = Losses(folder / LOG_FILE if ranks.first else None, state.step, "fine-tuning")
 
     def note() -> None:
@@ -176,14 +178,14 @@ def finetune(
                 keep(averaged, state.step)
 
     kept = state.seconds
-    while (progress := _progress(state, settings)) < 1:
+    while progress(state, settings) < 1:
         begun = time.monotonic()
-        _set_rate(state, settings, model.config.hidden_size, progress)
+        _set_rate(state, settings, model.config.hidden_size)
         train_step(state, objective, clips, layouts, settings, ranks, history)
         state.seconds = ranks.as_first(state.seconds + time.monotonic() - begun)
         if state.step % LOG_EVERY == 0:
             note()
-        if state.seconds - kept >= 60 * settings.keep_minutes and _progress(state, settings) < 1:
+        if state.seconds - kept >= 60 * settings.keep_minutes and progress(state, settings) < 1:
             pause()
             kept = state.seconds
     pause()
@@ -220,7 +222,8 @@ def train_step(
             loss = errors.sum() * (ranks.count / frames)  # gradients are averaged over processes, the sum is meant
             torch.autograd.backward(loss)
         history.add(batch.name, errors.detach().cpu(), batch.noised.weight, batch.noised.t)
-    nn.utils.clip_grad_norm_(state.model.parameters(), settings.largest_gradient)
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), settings.largest_gradient)
+    check_finite(norm, state.step)
     for each in state.optimizers.values():
         each.step()
         each.zero_grad()
@@ -234,7 +237,7 @@ def draw_pass(
     """The sequences of one pass; equal arguments give equal ones."""
     cycle = [name for name in CYCLE if name in layouts]
     name = cycle[(step * settings.passes + number) % len(cycle)]
-    generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + step) * 1_009 + number)
+    generator = torch.Generator().manual_seed(((settings.seed * 1_000_003 + step) * 1_009 + number) % SEEDS)
     layout = layouts[name]
     sample = draw_sample(clips, layout, settings.together, settings.mix, generator)
     times = draw_times(layout, settings.together, generator)
@@ -245,14 +248,7 @@ def _autocast(settings: FinetuneSettings, device: torch.device) -> AbstractConte
     return torch.autocast(device.type, torch.bfloat16) if settings.autocast else nullcontext()
 
 
-def _progress(state: TrainingState, settings: FinetuneSettings) -> float:
-    """How much of the run is done, 0..1."""
-    if settings.steps is not None:
-        return state.step / settings.steps
-    return state.seconds / (60 * (settings.minutes or 0.0))
-
-
-def _set_rate(state: TrainingState, settings: FinetuneSettings, width: int, progress: float) -> None:
-    scale = min(1.0, (state.step + 1) / settings.warmup_steps, (1 - progress) / settings.decay_share)
+def _set_rate(state: TrainingState, settings: FinetuneSettings, width: int) -> None:
+    scale = rate_scale(state, settings)
     for group in state.optimizers["adamw"].param_groups:
         group["lr"] = (settings.rate or settings.rate_times_width / width) * scale

@@ -6,11 +6,13 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from magi_core.files import atomic_write
 from magi_core.training.curve import draw_curve
 from magi_core.training.objective import schedule_time
 
@@ -32,8 +34,8 @@ class Losses:
         self.lines: list[dict[str, float]] = []
         if path is not None:
             self.lines = [line for line in _read_lines(path) if line["step"] <= step]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
+            with atomic_write(path) as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
         self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2))
         self._quarters = schedule_time(torch.tensor([0.25, 0.5, 0.75]))
 
@@ -72,6 +74,9 @@ class Losses:
 
 
 def _read_lines(path: Path) -> list[dict[str, float]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The lines of an older run's log; what it was writing as it ended, half a line, is left out."""
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        with suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines

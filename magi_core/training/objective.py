@@ -4,7 +4,7 @@ Notable:
 
 * x_t = (1 - t) noise + t latent and the target is v = latent - noise; every chunk has its own noise and its own t.
 * t is drawn along the sampler's own schedule: a position s in 0..1 is logit-normal and t = s^2 / (3 - 2 s^2). The median is
-  t = 0.15 and 72 % of the draws lie below t = 0.3, close to logit-normal noise with shift 1/3, but with both ends covered.
+  t = 0.17 and 72 % of the draws lie below t = 0.3, close to logit-normal noise with shift 1/3, but with both ends covered.
 * A noisy chunk reads what the KV ranges of magi-nano let the sampler read, a clean one only itself: whatever its stage in the window,
   a noisy chunk sees the window before it and a clean chunk, so nothing that training shows is missing when a video gets long.
 * Clean chunks carry the null caption, the adaLN row "dropped" and up to 5 % noise under the label of a clean chunk, because the
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from magi_core.config import Sampling
-from magi_core.denoise.schedule import EVERYTHING
+from magi_core.denoise.schedule import EVERYTHING, kv_chunks
 from magi_core.model import MagiDiT
 from magi_core.text.assembly import NULL_LENGTH
 
@@ -42,16 +42,28 @@ class Layout:
     """For each chunk the chunks [start, end) of this sequence that it attends to."""
     stagger: float = 0.0
     """How much earlier on the schedule the last chunk is than the one before it; 0 draws every chunk's time on its own."""
+    span: float = 1.0
+    """How far on the schedule the last chunk may be: from there on a sampler's chunks read something else."""
 
 
 def window_layout(clean: int, noisy: int, sampling: Sampling) -> Layout:
-    """``noisy`` chunks in a sampler's window, each a stage ahead of its successor, behind ``clean`` clean ones (spec 7)."""
+    """``noisy`` chunks in a sampler's window, each a stage ahead of its successor, behind ``clean`` clean ones (spec 7).
+
+    Chunks read what they do while the last one is in the first stage, which goes on for as long as nobody would read something else.
+    """
     window, ranges, chunks = sampling.window_size, sampling.noise2clean_kvrange or (EVERYTHING,), clean + noisy
-    reads = [(i, i + 1) for i in range(clean)]
-    for place in range(clean, chunks):
-        stage = chunks - 1 - place  # of the window's, from the noisiest on
-        reads.append((max(0, place + 1 - ranges[stage * len(ranges) // window]), place + 1))
-    return Layout((True,) * clean + (False,) * noisy, tuple(range(chunks)), tuple(reads), stagger=1 / window)
+
+    def reads(done: int) -> tuple[tuple[int, int], ...]:
+        """With ``done`` of the window's stages behind the last chunk."""
+        stages = {place: done + chunks - 1 - place for place in range(clean, chunks)}
+        lengths = {place: ranges[stage * len(ranges) // window] for place, stage in stages.items()}
+        return tuple(kv_chunks(place, lengths.get(place, 1)) for place in range(chunks))
+
+    same = 1
+    while same <= window - noisy and reads(same) == reads(0):
+        same += 1
+    places = tuple(range(chunks))
+    return Layout((True,) * clean + (False,) * noisy, places, reads(0), stagger=1 / window, span=same / window)
 
 
 SAMPLING = Sampling()
@@ -114,9 +126,7 @@ def draw_times(layout: Layout, count: int, generator: torch.Generator) -> Tensor
     chunks = len(layout.places)
     if layout.stagger:
         ahead = layout.stagger * torch.arange(chunks - 1, -1, -1)
-        noisiest = torch.rand(count, 1, generator=generator) * (
-            1 - layout.stagger * (sum(not c for c in layout.clean) - 1)
-        )
+        noisiest = torch.rand(count, 1, generator=generator) * layout.span
         position = (noisiest + ahead).clamp(max=1)
     else:
         normal = torch.randn(count, chunks, generator=generator)

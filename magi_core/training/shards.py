@@ -76,8 +76,8 @@ def check_origin(path: Path, wanted: Mapping[str, str]) -> None:
     others = [name for name, value in wanted.items() if made.get(name) != value]
     if others:
         raise MagiError(
-            f"the training clips {path} are of another {' and '.join(others)} than is asked for. Give another --output, or delete the folder "
-            "of clips; they will be made again"
+            f"the training clips {path} are of another {' and '.join(others)} than is asked for. Choose another folder, or delete this one "
+            "where the same command made it"
         )
 
 
@@ -89,7 +89,7 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise MagiError(
-            f"the training clips {path} are damaged: {error}. Delete the file; it will be made again"
+            f"the training clips {path} are damaged: {error}. Delete the file, and make it again with the command that made it"
         ) from error
 
 
@@ -126,18 +126,24 @@ def encode_windows(vae: ViTVAE, video: Tensor) -> Tensor:
     return latents.reshape(count, CHUNKS, -1, *latents.shape[1:]).transpose(2, 3).contiguous()
 
 
-def open_clips(folder: Path, vae: ViTVAE, encoder: T5TextEncoder, special: SpecialTokens) -> ClipSet:
-    """Read every shard of ``folder`` and encode its captions.
-
-    Raises MagiError when there is none, one is damaged, or one is encoded by another VAE than ``vae``.
-    """
+def shards_of(folder: Path, vae: ViTVAE) -> list[Path]:
+    """The shards of a folder. Raises MagiError when there is none, one is damaged, or one is encoded by another VAE than ``vae``."""
     paths = sorted(folder.glob("clips-*.safetensors"))
     if not paths:
         raise MagiError(f"{folder} holds no training clips")
-    latents, images, texts = [], [], []
     encoded_by = {"VAE": digest_of_vae(vae)}
     for path in paths:
         check_origin(path, encoded_by)
+    return paths
+
+
+def open_clips(folder: Path, vae: ViTVAE, encoder: T5TextEncoder, special: SpecialTokens) -> ClipSet:
+    """Read every shard of ``folder`` and encode its captions.
+
+    Raises MagiError as ``shards_of`` does, and where shards are of different versions.
+    """
+    latents, images, texts = [], [], []
+    for path in shards_of(folder, vae):
         with _opened(path) as file:
             latents.append(file.get_tensor("latents"))
             images.append(file.get_tensor("image"))
@@ -145,7 +151,7 @@ def open_clips(folder: Path, vae: ViTVAE, encoder: T5TextEncoder, special: Speci
         if latents[-1].shape[1:] != latents[0].shape[1:]:
             raise MagiError(
                 f"the training clips {path} are {latents[-1].shape[1]} seconds long and those before them {latents[0].shape[1]}: "
-                "they are of another version or model. Delete the folder; it will be made again"
+                "they are of another version or model. Give a folder of one kind"
             )
     distinct = {text: i for i, text in enumerate(dict.fromkeys(t for clip in texts for words in clip for t in words))}
     log.info("data: %d clips, %d distinct captions", len(texts), len(distinct))

@@ -13,14 +13,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from magi_core.checkpoint.find import find_checkpoint
+from magi_core.checkpoint.find import CheckpointFiles, find_checkpoint
 from magi_core.checkpoint.load import load_dit
+from magi_core.denoise.storage import fingerprint
 from magi_core.errors import MagiError
+from magi_core.model import MagiDiT
 from magi_core.presets import PRESETS
+from magi_core.run_lock import alone
 from magi_core.text.encoder import T5TextEncoder
 from magi_core.text.special_tokens import SpecialTokens
 from magi_core.training.dit import DiTSettings, train_dit
 from magi_core.training.export import bring_parts, check_other_folder, write_dit
+from magi_core.training.origin import claim
 from magi_core.training.shards import make_shards, open_clips
 from magi_core.training.text import TextTraining, train_text
 from magi_core.training.vae import VAETraining, train_vae
@@ -41,6 +45,8 @@ class Training:
     clips: int = 12_000
     """Clips of five chunks in the training set."""
     seed: int = 0
+    guidance: float = 2.5
+    """How strongly the model is to follow its prompts, as long as the noise is strong."""
     text: TextTraining = TextTraining()
     vae: VAETraining = VAETraining()
     dit: DiTSettings = DiTSettings(steps=4350)
@@ -53,6 +59,7 @@ RECIPES: Mapping[str, Training] = {
     "full": Training(
         world="full",
         clips=16_000,
+        guidance=4.0,
         text=TextTraining(steps=600),
         vae=VAETraining(steps=2000, full_world=0.9),
         dit=DiTSettings(steps=9200),
@@ -68,10 +75,28 @@ def train(out: Path, settings: Training = Training(), watch: Callable[[int], Non
 
     ``out`` becomes a model folder (config.json, inference_weight/, vae/, t5/, special_tokens.npz), and is one whenever the transformer
     is handed out on the way (``DiTSettings.keep_steps``); ``watch`` is then called with the step. States, clips, losses and the loss
-    curve are in ``out``/training. Raises MagiError where something there is damaged.
+    curve are in ``out``/training. Raises MagiError where something there is damaged, or of another run.
     """
+    start = None if settings.start is None else find_start(settings.start, out)
+    initial = None if start is None else load_dit(start, dtype=torch.float32)
+    begun_with = "nothing" if initial is None else fingerprint(initial)
+    claim(out, out / WORK, {"command": "train", "world": settings.world, "start": begun_with})
+    with alone(out / WORK):
+        _train(out, settings, start, initial, watch)
+
+
+def _train(
+    out: Path,
+    settings: Training,
+    start: CheckpointFiles | None,
+    initial: MagiDiT | None,
+    watch: Callable[[int], None] | None,
+) -> None:
     work = out / WORK
-    initial = None if settings.start is None else begin_with(settings.start, out)
+    config = replace(NANO, sampling=NANO.sampling.changed(guidance=settings.guidance))
+    if start is not None:
+        bring_parts(start, out)
+        config = replace(NANO, sampling=start.config.sampling)
     if not (out / "t5" / "config.json").is_file() or not (out / "special_tokens.npz").is_file():
         log.info("text: accuracy %s", train_text(out, settings.text))
     if not (out / "vae" / "config.json").is_file():
@@ -85,20 +110,21 @@ def train(out: Path, settings: Training = Training(), watch: Callable[[int], Non
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def keep(weights: Mapping[str, Tensor], step: int) -> None:
-        write_dit({name: value.to(torch.float16) for name, value in weights.items()}, NANO, out)
+        write_dit({name: value.to(torch.float16) for name, value in weights.items()}, config, out)
         if watch is not None:
             watch(step)
 
-    train_dit(NANO.dit, clips, work, settings.dit, keep, device, initial)
+    train_dit(NANO.dit, clips, work, settings.dit, keep, device, None if initial is None else initial.state_dict())
 
 
-def begin_with(source: str | Path, out: Path) -> Mapping[str, Tensor]:
-    """Bring what stands around the transformer of a model to ``out``; the transformer's weights. Raises MagiError for one of other sizes."""
+def find_start(source: str | Path, out: Path) -> CheckpointFiles:
+    """The model that training goes on from. Raises MagiError for one of other sizes, one that is not whole, and for ``out`` itself."""
     files = find_checkpoint(source)
     check_other_folder(files, out)
     if files.config.dit != NANO.dit:
         raise MagiError(
             f"{source} is a {files.name} model; training goes on from one of magi-nano's sizes that is not distilled"
         )
-    bring_parts(files, out)
-    return load_dit(files, dtype=torch.float32).state_dict()
+    if files.special_tokens is None:
+        raise MagiError(f"{files.name} is not whole: its special_tokens.npz is missing")
+    return files

@@ -236,7 +236,7 @@ def test_resumed_equals_unbroken_to_the_bit(tmp_path: Path, monkeypatch: pytest.
 
     whole = run("whole")
     with monkeypatch.context() as patch:
-        patch.setattr("magi_core.training.dit._progress", until_two)
+        patch.setattr("magi_core.training.dit.progress", until_two)
         run("parts")
     resumed = run("parts")
     assert whole and all(torch.equal(value, resumed[name]) for name, value in whole.items())

@@ -54,7 +54,7 @@ def test_resumed_equals_unbroken_to_the_bit_and_recomputing_changes_nothing(
     run(tmp_path / "whole", SETTINGS, ALONE)
     with monkeypatch.context() as patch:
         patch.setattr(
-            "magi_core.training.finetune._progress", lambda state, s: 1.0 if state.step == 2 else state.step / 4
+            "magi_core.training.finetune.progress", lambda state, s: 1.0 if state.step == 2 else state.step / 4
         )
         run(tmp_path / "parts", SETTINGS, ALONE)
     run(tmp_path / "parts", SETTINGS, ALONE)
@@ -94,6 +94,20 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
             assert max(apart.values()) < 1e-5, (name, max(apart, key=apart.__getitem__), max(apart.values()))
         last, alone = (losses(tmp_path / f"{kind}{name}")[-1] | {"seconds": 0} for name in ("ddp", "one"))
         assert last == pytest.approx(alone, abs=2e-5)
+
+
+def test_a_run_that_diverges_keeps_what_it_saved_and_goes_on_with_a_lower_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, replace(SETTINGS, steps=1), ALONE)
+    saved = (tmp_path / "dit.safetensors").read_bytes()
+    with pytest.raises(MagiError, match=r"diverged at step \d.*a lower learning rate"):
+        run(tmp_path, replace(SETTINGS, rate=1e30), ALONE)
+    assert (tmp_path / "dit.safetensors").read_bytes() == saved
+    with (tmp_path / "dit.jsonl").open("a") as log:
+        log.write('{"step": 2, "loss": 1')  # what a process writes as it is killed
+    run(tmp_path, SETTINGS, ALONE)
+    assert [line["step"] for line in losses(tmp_path)] == [1, SETTINGS.steps]
 
 
 def test_passes_must_be_shared_evenly(tmp_path: Path) -> None:

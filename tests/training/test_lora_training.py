@@ -50,7 +50,7 @@ def test_only_the_matrices_learn_and_a_break_changes_no_bit(tmp_path: Path, monk
     assert all(float(up.detach().abs().max()) > 0 for up in matrices.up.values())
     with monkeypatch.context() as patch:
         patch.setattr(
-            "magi_core.training.finetune._progress", lambda state, s: 1.0 if state.step == 2 else state.step / 4
+            "magi_core.training.finetune.progress", lambda state, s: 1.0 if state.step == 2 else state.step / 4
         )
         learn(tmp_path / "parts")
     learn(tmp_path / "parts")

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from magi_core.denoise.schedule import kv_chunks, kv_lengths
 from magi_core.kernels import AttnRange, attend
 from magi_core.model import MagiDiT
 from magi_core.presets import PRESETS
@@ -22,6 +23,7 @@ from magi_core.training.objective import (
     Sample,
     add_noise,
     draw_times,
+    schedule_time,
     squared_errors,
     velocities,
 )
@@ -50,6 +52,17 @@ def tiny_model() -> MagiDiT:
     initialise(model)
     torch.nn.init.normal_(model.final_linear.linear.weight, std=0.1)
     return model
+
+
+def test_chunks_of_a_window_read_what_the_sampler_lets_them_at_every_time_that_is_drawn() -> None:
+    sampling = PRESETS["nano"].sampling
+    lengths, borders = kv_lengths(sampling), schedule_time(torch.arange(1, sampling.num_steps) / sampling.num_steps)
+    for name, layout in LAYOUTS.items():
+        if layout.stagger:
+            times = draw_times(layout, 300, torch.Generator().manual_seed(0))
+            for chunk, clean in enumerate(layout.clean):
+                steps = set(torch.bucketize(times[:, chunk].contiguous(), borders, right=True).tolist())
+                assert clean or all(layout.reads[chunk] == kv_chunks(chunk, lengths[s]) for s in steps), (name, chunk)
 
 
 def errors(model: MagiDiT, layout: Layout, sample: Sample, noised: Noised) -> torch.Tensor:

@@ -35,7 +35,7 @@ def test_resumed_and_looked_at_equals_unbroken_to_the_bit(tmp_path: Path, monkey
     train_dit(TINY, random_clips(), tmp_path / "whole", replace(SETTINGS, keep_steps=0), unseen)
     often = replace(SETTINGS, keep_steps=2)
     with monkeypatch.context() as patch:
-        patch.setattr("magi_core.training.dit._progress", lambda state, s: 1.0 if state.step == 3 else state.step / 6)
+        patch.setattr("magi_core.training.dit.progress", lambda state, s: 1.0 if state.step == 3 else state.step / 6)
         train_dit(TINY, random_clips(), tmp_path / "parts", often, look)
     train_dit(TINY, random_clips(), tmp_path / "parts", often, look)
     assert looked == [2, 3, 4, 6]
