@@ -6,6 +6,7 @@ are uint8 [T, H, W, 3], its latents scaled.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -20,7 +21,7 @@ from magi_core.errors import MagiError
 from magi_core.images import Frames
 from magi_core.keeping import Run
 from magi_core.making import Decode
-from magi_core.plan import checked_fps
+from magi_core.plan import checked_fps, plan
 from magi_core.storyboard import Shot, Storyboard
 from magi_core.text.caption import Caption
 from magi_core.text.special_tokens import PromptTokens
@@ -50,31 +51,29 @@ class Board:
     """Keyframes [H, W, 3] by shot; every shot that names a keyframe has one."""
 
     def with_keyframe(self, image: Frames, second: float) -> Board:
-        """This storyboard with a picture at a second; a shot that is already running is cut in two there.
+        """This storyboard with a picture at a second, rounded to a whole one: there a chunk begins, and only a chunk can begin with a picture.
 
-        Raises MagiError when the second lies outside of the storyboard.
+        The shot that begins there gets it; one that is already running is cut in two, which changes nothing else. Raises MagiError when the
+        second lies outside of the storyboard.
         """
         if not 0 <= second < self.storyboard.seconds:
             raise MagiError(
                 f"second is {second:g}; the storyboard lasts {self.storyboard.seconds:g} s: "
                 f"give a second from 0 to before {self.storyboard.seconds:g}"
             )
-        at, start = Fraction(repr(float(second))), Fraction(0)
-        shots: list[Shot] = []
-        images: dict[int, Frames] = {}
-        for number, shot in enumerate(self.storyboard.shots):
-            end = start + Fraction(repr(shot.seconds))
-            if number in self.images:
-                images[len(shots)] = self.images[number]
-            if start < at < end:
-                shots.append(replace(shot, seconds=float(at - start)))
-                shot = Shot(shot.prompt, float(end - at))
-            if start <= at < end:
-                images[len(shots)] = image
-                shot = replace(shot, keyframe=SOCKET_IMAGE)
-            shots.append(shot)
-            start = end
-        return Board(replace(self.storyboard, shots=tuple(shots)), images)
+        chunks = plan(self.storyboard).chunks
+        at = min(math.floor(second + 0.5), len(chunks) - 1)
+        number, shots = chunks[at].shot, list(self.storyboard.shots)
+        images = dict(self.images)
+        if at and chunks[at - 1].shot == number:
+            start = sum(Fraction(repr(shot.seconds)) for shot in shots[:number])
+            end = start + Fraction(repr(shots[number].seconds))
+            first = replace(shots[number], seconds=float(at - start))
+            shots[number : number + 1] = [first, Shot(first.prompt, float(end - at))]
+            images = {shot + (shot > number): picture for shot, picture in images.items()}
+            number += 1
+        shots[number] = replace(shots[number], keyframe=SOCKET_IMAGE)
+        return Board(replace(self.storyboard, shots=tuple(shots)), {**images, number: image})
 
 
 def add_shot(board: Board | None, prompt: str, seconds: float, image: Frames | None) -> Board:

@@ -66,17 +66,41 @@ def test_a_keyframe_within_a_shot_cuts_it() -> None:
     assert cut.with_keyframe(BLUE, 4.0).images.keys() == {1, 2}
 
 
-@given(st.lists(st.sampled_from([0.5, 1.0, 1.3, 2.0]), min_size=1, max_size=6), st.floats(0, 1, exclude_max=True))
+@pytest.mark.parametrize(
+    ("text", "second", "shots", "chunk"),
+    [
+        ("2s: a\n2s: b", 0.4, [2.0, 2.0], 0),
+        ("2s: a\n2s: b", 1.6, [2.0, 2.0], 2),
+        ("2s: a\n2s: b", 2.4, [2.0, 2.0], 2),
+        ("2s: a\n2s: b", 3.9, [2.0, 1.0, 1.0], 3),
+        ("1s: a\n1s: b", 0.5, [1.0, 1.0], 1),
+        ("1.3s: a\n1.3s: b", 1.0, [1.3, 1.3], 1),
+    ],
+)
+def test_a_keyframe_is_held_at_the_nearest_whole_second(
+    text: str, second: float, shots: list[float], chunk: int
+) -> None:
+    after = board(text).with_keyframe(RED, second).storyboard
+    assert [shot.seconds for shot in after.shots] == shots
+    assert [part.index for part in plan(after).chunks if part.keyframe] == [chunk]
+
+
+@given(
+    st.lists(st.sampled_from([0.2, 0.5, 1.0, 1.3, 2.0, 5.0]), min_size=1, max_size=6),
+    st.floats(0, 1, exclude_max=True),
+)
 def test_a_keyframe_keeps_length_and_words(lengths: list[float], place: float) -> None:
     story = board("\n".join(f"{seconds}s: shot {i}" for i, seconds in enumerate(lengths)))
     second = round(place * story.storyboard.seconds, 3)
     if second >= story.storyboard.seconds:
         return
     after = story.with_keyframe(RED, second)
-    assert after.storyboard.seconds == pytest.approx(story.storyboard.seconds)
-    assert len(after.images) == 1
+    before, now = plan(story.storyboard), plan(after.storyboard)
+    assert (now.frames, now.prompts) == (before.frames, before.prompts)
     (shot,) = after.images
-    assert sum(s.seconds for s in after.storyboard.shots[:shot]) == pytest.approx(second)
+    assert [chunk.index for chunk in now.chunks if chunk.keyframe] == [
+        min(int(second + 0.5), len(before.chunks) - 1)
+    ] and after.storyboard.shots[shot].keyframe
 
 
 @pytest.mark.parametrize("second", [-1.0, 6.0, 1e9, float("nan")])
