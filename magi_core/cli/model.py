@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 
 from magi_core.checkpoint.find import BUILT_IN
-from magi_core.config import DTYPES
+from magi_core.config import DTYPES, Sampling
 from magi_core.denoise.reuse import reuse_in
+from magi_core.denoise.storage import fingerprint
 from magi_core.errors import MagiError
 from magi_core.lora import Lora
 from magi_core.making import Decode, Making
@@ -131,6 +133,18 @@ def _by_devices(arguments: argparse.Namespace, magi: Magi) -> Iterator[Within]:
 
     with closing(Workers(magi, parse_devices(arguments.devices, "--devices"))) as workers:
         yield workers.at
+
+
+def made_with(arguments: argparse.Namespace, magi: Magi, sampling: Sampling) -> dict[str, object]:
+    """What makes the videos of a measurement: the model, by name and by its weights, and every option that changes them."""
+    return {
+        "model": arguments.model,
+        "weights": fingerprint(magi.dit),
+        "precision": arguments.precision,
+        "reuse": arguments.reuse,
+        "loras": [asdict(lora) for lora in magi.used_loras],
+        "sampling": asdict(sampling),
+    }
 
 
 def open_model(

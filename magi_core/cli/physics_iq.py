@@ -6,12 +6,13 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from magi_core.cli.model import Within, add_model, open_asked, sharing
+from magi_core.cli.model import Within, add_model, made_with, open_asked, sharing
 from magi_core.cli.report import add_folder, counted, write_results
+from magi_core.errors import MagiError
 
 if TYPE_CHECKING:
     from magi_core.evaluation.physics_iq import View
@@ -56,6 +57,8 @@ def run_physics_iq(arguments: argparse.Namespace) -> int:
     from magi_core.evaluation.physics_iq_folder import Benchmark, predict_all, prediction_of, score_all
     from magi_core.evaluation.tables import benchmark_rows, physics_json, physics_markdown
 
+    if arguments.count is not None and arguments.count < 1:
+        raise MagiError(f"--count is {arguments.count}; it must be at least 1")
     folder: Path = arguments.score_only or arguments.output / "physics-iq-videos"
     problems: list[str] = []
     if arguments.score_only:
@@ -70,9 +73,9 @@ def run_physics_iq(arguments: argparse.Namespace) -> int:
         size = height or magi.config.height, width or magi.config.width
         with sharing(arguments, magi) as within:
             predict, settings = _predictor(magi, arguments, within)
-            image, made_with = arguments.given == "image", json.dumps(settings)
+            image, stamp = arguments.given == "image", json.dumps(settings)
             making = predict_all(
-                benchmark, tasks, folder, predict, seed=arguments.seed, image=image, size=size, made_with=made_with
+                benchmark, tasks, folder, predict, seed=arguments.seed, image=image, size=size, made_with=stamp
             )
             for task, problem in counted(making, len(tasks), "video"):
                 if problem:
@@ -119,5 +122,5 @@ def _predictor(
             for finished in generation.making.chunks():
                 yield finished.decoded(decode)
 
-    made_with = {"model": arguments.model, "given": arguments.given, "seed": arguments.seed, "size": arguments.size}
-    return predict, {**made_with, "sampling": asdict(sampling)}
+    asked = {"given": arguments.given, "seed": arguments.seed, "size": arguments.size}
+    return predict, made_with(arguments, magi, sampling) | asked

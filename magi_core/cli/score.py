@@ -6,11 +6,10 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
-from magi_core.cli.model import add_model, add_sampling, open_asked, sharing
+from magi_core.cli.model import add_model, add_sampling, made_with, open_asked, sharing
 from magi_core.cli.report import add_folder, write_results
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def run_score(arguments: argparse.Namespace) -> int:
     settings = ScoreSettings(world=arguments.world, count=arguments.count)
     with sharing(arguments, magi) as within, progress_bar("video") as show:
         scores = score(generator_of(magi, sampling, within), settings, show)
-    files = write_report(scores, arguments.output)
+    files = write_report(scores, arguments.output, made_with(arguments, magi, sampling))
     sys.stdout.write(markdown(scores) + "\n" + "\n".join(str(file) for file in files) + "\n")
     return 0
 
@@ -91,13 +90,8 @@ def run_drift(arguments: argparse.Namespace) -> int:
     with sharing(arguments, magi) as within, progress_bar("video") as show:
         generator = partial(remembered, generator_of(magi, sampling, within))
         rows = score_drift(generator, arguments.world, arguments.count, arguments.seconds, arguments.described, show)
-    settings = {
-        "model": arguments.model,
-        "world": arguments.world,
-        "count": arguments.count,
-        "described": arguments.described,
-        "sampling": asdict(sampling),
-    }
+    asked = {"world": arguments.world, "count": arguments.count, "described": arguments.described}
+    settings = made_with(arguments, magi, sampling) | asked
     table = drift_markdown(rows, arguments.described)
     write_results(arguments.output, "drift", table, drift_json(rows, settings), lines)
     return 0
@@ -143,12 +137,7 @@ def run_physics_worlds(arguments: argparse.Namespace) -> int:
         if arguments.kv_ranges
         else None
     )
-    settings = {
-        "model": arguments.model,
-        "world": arguments.world,
-        "count": arguments.count,
-        "sampling": asdict(sampling),
-    }
+    settings = made_with(arguments, magi, sampling) | {"world": arguments.world, "count": arguments.count}
     write_results(
         arguments.output, "physics-worlds", physics_markdown(rows), physics_json(rows, settings, curve=curve), lines
     )

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 from magi_core.cli.report import add_folder, counted, write_results
+from magi_core.errors import MagiError
+
+SUFFIXES = (".mp4", ".webm")
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -57,18 +60,19 @@ def run_motion(arguments: argparse.Namespace) -> int:
     files = [
         file
         for path in arguments.videos
-        for file in (sorted(path.glob("*.mp4")) + sorted(path.glob("*.webm")) if path.is_dir() else [path])
+        for file in (sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES) if path.is_dir() else [path])
     ]
-    rows = motion_rows(
-        [
-            measure_motion(np.stack(list(frames_of(file))), frames_per_second(file))
-            for file in counted(files, len(files), "video")
-        ]
-    )
+    measured = []
+    for file in counted(files, len(files), "video"):
+        try:
+            measured.append(measure_motion(np.stack(list(frames_of(file))), frames_per_second(file)))
+        except MagiError as error:
+            sys.stderr.write(f"{file} is left out: {error}\n")
+    rows = motion_rows(measured)
     for results in arguments.vbench_results:
         rows |= read_package_results(results)
-    write_results(arguments.output, "motion", motion_markdown(rows, len(files)), motion_json(rows, len(files)))
-    return 0
+    write_results(arguments.output, "motion", motion_markdown(rows, len(measured)), motion_json(rows, len(measured)))
+    return 0 if len(measured) == len(files) else 1
 
 
 def run_vote(arguments: argparse.Namespace) -> int:

@@ -17,7 +17,6 @@ from magi_core.worlds.clips import (
     CHUNK_FRAMES,
     DIRECTIONS,
     IMAGE_FRAMES,
-    WORLDS,
     Clip,
     Phase,
     World,
@@ -26,6 +25,7 @@ from magi_core.worlds.clips import (
     sample_clip,
     sample_start,
     simulate,
+    world_called,
 )
 from magi_core.worlds.shapes import Frames
 
@@ -63,25 +63,19 @@ class Case:
         """Chunks of the clip that the request gives as prefix."""
         return 0 if self.request.prefix is None else len(self.request.prefix) // CHUNK_FRAMES
 
-    @property
-    def truth(self) -> Frames:
-        """The frames asked for [T, 64, 64, 3], where the request leaves only one right answer (not for "text")."""
-        return render(self.clip)[self.given * CHUNK_FRAMES :]
-
 
 def build_cases(world: str, task: str, count: int, seed: int) -> Iterator[Case]:
     """``count`` cases of a task; equal arguments give equal cases, and each case has its own seed for the model.
 
     Raises MagiError for an unknown world or task.
     """
-    if world not in WORLDS:
-        raise MagiError(f"world is '{world}'; choose one of {', '.join(WORLDS)}")
+    drawn_from = world_called(world)
     if task not in TASKS:
         raise MagiError(f"task is '{task}'; choose one of {', '.join(TASKS)}")
     build = {"text": _text_case, "image": _image_case, "continuation": _continuation_case}[task]
     for index in range(count):
         rng = np.random.default_rng([seed, TASKS.index(task), index])
-        yield build(WORLDS[world], index, rng, int(rng.integers(2**31)))
+        yield build(drawn_from, index, rng, int(rng.integers(2**31)))
 
 
 def _text_case(world: World, index: int, rng: np.random.Generator, seed: int) -> Case:

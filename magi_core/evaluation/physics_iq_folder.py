@@ -195,10 +195,9 @@ def predict_all(
     for task in tasks:
         path = folder / task.file
         problem = None
-        if path.exists():
-            if read_metadata(path).get("settings") != made_with:
-                raise MagiError(f"{path} was made with another model or other settings; choose another output folder")
-        else:
+        if path.exists() and _settings_of(path) not in (made_with, None):
+            raise MagiError(f"{path} was made with another model or other settings; choose another output folder")
+        if not path.exists() or _settings_of(path) is None:
             try:
                 given = benchmark.given(task, seed + int(task.number), image=image, size=size)
                 _write(path, predict(given), benchmark.fps, {"prompt": task.prompt, "settings": made_with})
@@ -206,6 +205,14 @@ def predict_all(
                 problem = str(error)
                 log.warning("%s: %s", task.file, problem)
         yield task, problem
+
+
+def _settings_of(path: Path) -> str | None:
+    """What a prediction was made with; None where the file is damaged, and so is made again."""
+    try:
+        return read_metadata(path).get("settings", "")
+    except MagiError:
+        return None
 
 
 def _write(path: Path, pieces: Iterable[Frames], fps: int, metadata: Mapping[str, str]) -> None:

@@ -17,11 +17,11 @@ import numpy as np
 from magi_core.config import Sampling
 from magi_core.errors import MagiError
 from magi_core.evaluation.baselines import BASELINES
-from magi_core.evaluation.cases import Request, lone_clip, prompts_of
+from magi_core.evaluation.cases import Request, directions, lone_clip, prompts_of
 from magi_core.evaluation.physics_iq import PhysicsScore, Seen, View, agreement, motion_masks, physics_score
 from magi_core.evaluation.score import Generator
 from magi_core.images import Frames
-from magi_core.worlds.clips import CHUNK_FRAMES, DIRECTIONS, WORLDS, Clip, render, simulate
+from magi_core.worlds.clips import CHUNK_FRAMES, Clip, render, simulate, world_called
 from magi_core.worlds.shapes import BACKGROUNDS, COLOURS, draw
 
 GIVEN, PREDICTED = 3, 5  # chunks of a second
@@ -44,15 +44,13 @@ class Event:
 
 def build_events(world: str, count: int, seed: int = SEED) -> Iterator[Event]:
     """``count`` events, the motions in turn; equal arguments give equal events. Raises MagiError for an unknown world and for none."""
-    if world not in WORLDS:
-        raise MagiError(f"world is '{world}'; choose one of {', '.join(WORLDS)}")
+    drawn_from = world_called(world)
     if count < 1:
         raise MagiError(f"count is {count}; it must be at least 1")
-    straight = [name for name, _ in WORLDS[world].motions if name in DIRECTIONS]
     for index in range(count):
         rng = np.random.default_rng([seed, index])
         kind = MOTIONS[index % len(MOTIONS)]
-        clip = lone_clip(WORLDS[world], str(rng.choice(straight)) if kind == "slide" else kind, rng, hold=0)
+        clip = lone_clip(drawn_from, str(rng.choice(directions(drawn_from))) if kind == "slide" else kind, rng, hold=0)
         moving = clip.phases[0]
         phases = (replace(moving, motion="still"),) * (GIVEN - 1) + (moving,) * (1 + PREDICTED)
         clip = replace(clip, phases=phases)

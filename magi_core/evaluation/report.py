@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import textwrap
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,13 +38,16 @@ _PER_CHUNK = 4  # frames shown of each chunk
 _LINE = 12  # px of a line of text
 
 
-def write_report(scores: Scores, folder: Path) -> tuple[Path, Path, Path]:
-    """Write ``scores.md``, ``scores.json`` and ``scores.png`` into ``folder``, each in full or not at all; return their paths."""
+def write_report(scores: Scores, folder: Path, made_with: Mapping[str, object]) -> tuple[Path, Path, Path]:
+    """Write ``scores.md``, ``scores.json`` and ``scores.png`` into ``folder``, each in full or not at all; return their paths.
+
+    made_with: the model and its settings, for the JSON.
+    """
     table, data, picture = (Path(folder) / f"scores.{ending}" for ending in ("md", "json", "png"))
     with atomic_write(table) as temporary:
         temporary.write_text(markdown(scores), encoding="utf-8")
     with atomic_write(data) as temporary:
-        temporary.write_text(as_json(scores) + "\n", encoding="utf-8")
+        temporary.write_text(as_json(scores, made_with) + "\n", encoding="utf-8")
     with atomic_write(picture) as temporary:
         contact_sheet(scores.samples).save(temporary, format="PNG", optimize=True)
     return table, data, picture
@@ -92,7 +96,7 @@ def _median(median: Median, goal: float) -> str:
     return f"{value} [{median.low:.2f}, {median.high:.2f}]{asked}"
 
 
-def as_json(scores: Scores) -> str:
+def as_json(scores: Scores, made_with: Mapping[str, object]) -> str:
     """All figures without the pictures; shares as right, total, value and interval (fractions), errors in pixels."""
 
     def share(value: Share) -> dict[str, object]:
@@ -101,7 +105,7 @@ def as_json(scores: Scores) -> str:
 
     return json.dumps(
         {
-            "settings": asdict(scores.settings),
+            "settings": {**made_with, **asdict(scores.settings)},
             "shares": [
                 {"name": row.name, **{name: share(getattr(row, name)) for name in _QUESTIONS}} for row in scores.shares
             ],

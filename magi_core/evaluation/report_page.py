@@ -72,7 +72,15 @@ def find_sections(folders: Sequence[Path]) -> list[Section]:
 
 
 def write_report_page(sections: Sequence[Section], path: Path, title: str) -> Path:
-    """Write the page at ``path`` (.html), everything inside it, and the tables as .md beside it; returns the latter's path."""
+    """Write the page at ``path`` (.html), everything inside it, and the tables as .md beside it; returns the latter's path.
+
+    Raises MagiError for another suffix, and where the tables would replace those of a measurement.
+    """
+    tables = path.with_suffix(".md")
+    if path.suffix != ".html":
+        raise MagiError(f"--output is {path}; it must end in .html")
+    if tables.exists() and path.with_suffix(".json").exists():
+        raise MagiError(f"--output is {path}, and {tables} beside it is what was measured; choose another name")
     body = "".join(_section(section) for section in sections)
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -80,7 +88,6 @@ def write_report_page(sections: Sequence[Section], path: Path, title: str) -> Pa
     )
     with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
-    tables = path.with_suffix(".md")
     with atomic_write(tables) as temporary:
         temporary.write_text(
             "\n".join(f"## {_title(section)}\n\n{section.markdown}" for section in sections), encoding="utf-8"
@@ -102,13 +109,20 @@ def _section(section: Section) -> str:
 
 
 def _title(section: Section) -> str:
-    return TITLES.get(section.name, section.name)
+    """What was measured, and of which model where that is known."""
+    settings = section.figures.get("settings") or {}
+    model = (
+        ", ".join([str(settings["model"]), *(lora["name"] for lora in settings.get("loras", ()))])
+        if "model" in settings
+        else ""
+    )
+    return TITLES.get(section.name, section.name) + (f": {model}" if model else "")
 
 
 def to_html(markdown: str) -> str:
     """The little Markdown that the tables are written in: tables, lists, paragraphs, **bold**. Everything else is shown as it stands."""
     blocks = []
-    for block in re.split(r"\n\s*\n", markdown.strip()):
+    for block in filter(None, re.split(r"\n\s*\n", markdown.strip())):
         lines = block.splitlines()
         if lines[0].startswith("|"):
             rows = [

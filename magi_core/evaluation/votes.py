@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ ANSWERS = ("left", "same", "right")
 EMBEDDED_BYTES = 32 << 20
 """Up to so many bytes of videos lie in the page itself; more are copied beside it."""
 _KINDS = {".mp4": "video/mp4", ".webm": "video/webm"}
+log = logging.getLogger(__name__)
 _TEMPLATE = Path(__file__).with_name("vote.html")
 
 
@@ -65,6 +67,9 @@ def find_pairs(first: Path, second: Path, prompts: Mapping[str, str] | None = No
         for folder in (first, second)
     ]
     names = sorted(videos[0].keys() & videos[1].keys())
+    unreadable = [name for name in names if not name.isprintable()]
+    if unreadable:
+        raise MagiError(f"the name of the video {shorten(unreadable[0])} cannot be shown on a page; rename it")
     if not names:
         raise MagiError(
             f"{first} and {second} have no .mp4 or .webm videos of the same name; name the videos of a pair alike"
@@ -109,7 +114,7 @@ def swapped(seed: int, name: str) -> bool:
 
 
 def count_votes(files: Sequence[Path]) -> tuple[tuple[str, str], list[Verdict], int]:
-    """(names of the models, a verdict per question, number of files) of exported votes.
+    """(names of the models, a verdict per question, number of voters) of exported votes; of a named voter's files the fullest counts.
 
     Raises MagiError for a file that is no export, or that compares other models or videos than the first one does.
     """
@@ -118,19 +123,25 @@ def count_votes(files: Sequence[Path]) -> tuple[tuple[str, str], list[Verdict], 
     counts: dict[str, Counter[str]] = {question: Counter() for question in QUESTIONS}
     documents = [read_json_object(file) for file in files]
     about = _checked(documents[0], files[0])[1]
+    by_voter: dict[str, dict[str, dict[str, str]]] = {}
     for file, document in zip(files, documents, strict=True):
         votes, asked = _checked(document, file)
         if asked != about:
             raise MagiError(f"{file} is about another page than {files[0]}; count the votes of each page by themselves")
+        voter = str(document.get("voter") or "").strip().casefold() or f"{file}"
+        if voter in by_voter:
+            log.warning("%s is another file of %s; the one with more answers counts", file, document["voter"])
+        by_voter[voter] = max(by_voter.get(voter, {}), votes, key=lambda each: sum(map(len, each.values())))
+    for votes in by_voter.values():
         for name, answers in votes.items():
             for question, answer in answers.items():
-                won = "right" if swapped(document["seed"], name) else "left"
+                won = "right" if swapped(documents[0]["seed"], name) else "left"
                 counts[question]["tie" if answer == "same" else "win" if answer == won else "loss"] += 1
     verdicts = []
     for question, count in counts.items():
         shares = (Share(count[outcome], count.total()) for outcome in ("win", "tie", "loss"))
         verdicts.append(Verdict(question, *shares))
-    return about[1], verdicts, len(files)
+    return about[1], verdicts, len(by_voter)
 
 
 def votes_markdown(names: tuple[str, str], verdicts: Sequence[Verdict], voters: int) -> str:

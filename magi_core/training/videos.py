@@ -45,6 +45,7 @@ MULTIPLE = 16
 MOVING_COPIES = 3
 """A video counts so many times as it is for once with a still beginning: a quarter of the clips are for image to video."""
 MOST_CAPTION_BYTES = 1 << 20
+MOST_NAME_BYTES = 180
 NO_CAPTION = -1
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def open_videos(
     for number, path in enumerate(paths, 1):
         try:
             said = read_captions(path.with_suffix(".txt"))
-            moving, still = latents_of(path, encoding, model, cache_folder / f"{path.name}.safetensors")
+            moving, still = latents_of(path, encoding, model, cache_folder / _cache_name(path))
         except MagiError as error:
             log.warning("left out: %s", error)
             left_out.append(path.name)
@@ -116,6 +117,12 @@ def open_videos(
     return ClipSet(
         [latents for latents, _ in clips], torch.tensor([still for _, still in clips]), wording, encoded, special
     )
+
+
+def _cache_name(video: Path) -> str:
+    """Of its file of latents; file names have at most 255 bytes, and a temporary one is longer than that of the video."""
+    raw = video.name.encode(errors="surrogateescape")
+    return f"{video.name if len(raw) <= MOST_NAME_BYTES else hashlib.sha256(raw).hexdigest()}.safetensors"
 
 
 def find_videos(folder: Path) -> list[Path]:

@@ -54,7 +54,7 @@ WORDINGS: dict[str, Wording] = {
     "test": Wording(
         move=("is sliding {}", "is going {}"),
         keep=("keeps going {}", "goes on {}"),
-        same=("carries on", "proceeds as before"),
+        same=("goes on as before", "goes on the same way"),
         still=("is not moving", "stays still"),
         stop=("stops now", "stops and stands still"),
         bounce=("is bouncing around", "bounces from wall to wall"),

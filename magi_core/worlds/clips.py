@@ -88,6 +88,13 @@ FULL = World(
 WORLDS: dict[str, World] = {"narrow": NARROW, "full": FULL}
 
 
+def world_called(name: str) -> World:
+    """One of ``WORLDS``; raises MagiError for another name."""
+    if name not in WORLDS:
+        raise MagiError(f"world is '{name}'; choose one of {', '.join(WORLDS)}")
+    return WORLDS[name]
+
+
 @dataclass(frozen=True)
 class Phase:
     """What the object looks like and does during one chunk of 24 frames."""

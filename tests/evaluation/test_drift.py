@@ -83,7 +83,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert len(figures["seconds"]) == 3 and figures["seconds"][0]["colour"]["total"] == 1
     assert (tmp_path / "drift.png").exists() and (tmp_path / "drift.md").read_text().count("\n| ") == 3
     assert main(["report", str(tmp_path), "-o", str(tmp_path / "report.html")]) == 0
-    assert "Long videos in the synthetic world</h2>" in (tmp_path / "report.html").read_text()
+    assert "Long videos in the synthetic world: nano</h2>" in (tmp_path / "report.html").read_text()
 
 
 def test_the_command_takes_what_generate_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

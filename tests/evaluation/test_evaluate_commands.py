@@ -51,8 +51,16 @@ def test_predict_score_measure_and_report(benchmark: Path, capsys: pytest.Captur
     figures = json.loads((out / "physics-iq.json").read_text())
     assert figures["scores"]["all"]["views"] == 1 and figures["settings"]["sampling"]["num_steps"] == 4
     assert main(command) == 1 and video.stat().st_mtime_ns == made
+    assert main([*command, "--reuse", "0.1"]) == 2  # other settings, although the model is the same
+    assert "was made with another model or other settings" in capsys.readouterr().err
     assert main(["physics-iq", str(benchmark), "--score-only", str(video.parent), "--count", "1", "-o", str(out)]) == 0
-    assert main(["motion", str(video.parent), "-o", str(out)]) == 0
+    others = benchmark / "others"
+    others.mkdir()
+    (others / "A.MP4").write_bytes(video.read_bytes())
+    assert main(["motion", str(others), "-o", str(out)]) == 0
+    (others / "half.mp4").write_bytes(video.read_bytes()[:500])
+    assert main(["motion", str(others), "-o", str(out)]) == 1  # the others count
+    assert "half.mp4 is left out" in capsys.readouterr().err
     assert main(["vote", str(video.parent), str(video.parent), "-o", str(benchmark / "vote.html")]) == 0
     assert (benchmark / "vote.html").stat().st_size > video.stat().st_size
 
@@ -60,6 +68,9 @@ def test_predict_score_measure_and_report(benchmark: Path, capsys: pytest.Captur
     page = (benchmark / "report.html").read_text()
     assert "<h1>A &lt;model&gt;</h1>" in page and "data:image/png;base64," in page
     assert page.index("Physics-IQ</h2>") < page.index("manner of VBench</h2>")
+    for wrong, said in (("page.md", "must end in .html"), ("out/motion.html", "is what was measured")):
+        assert main(["report", str(out), "-o", str(benchmark / wrong)]) == 2
+        assert said in capsys.readouterr().err
     assert "<td>the other take (n=1)</td>" in page and not re.search(r"(src|href)=.(?!data:)", page)
     assert "| temporal flickering |" in (benchmark / "report.md").read_text()
 
@@ -72,6 +83,8 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     lines = capsys.readouterr().err.strip().splitlines()
     said = [line for line in lines if line.startswith("magi ")]
     assert "nothing was measured" in said[0] and "descriptions.csv" in said[2] and "no video" in said[3]
+    assert main(["physics-iq", str(tmp_path), "--count", "-5"]) == 2
+    assert "--count is -5" in capsys.readouterr().err
 
 
 def test_the_worlds_give_scores_baselines_and_a_curve(tmp_path: Path) -> None:
@@ -81,14 +94,17 @@ def test_the_worlds_give_scores_baselines_and_a_curve(tmp_path: Path) -> None:
     figures = json.loads((tmp_path / "physics-worlds.json").read_text())
     names = ["continuation", "continuation, slide", "image to video", "KV range 2", "KV range 1"]
     assert list(figures["scores"])[:5] == names and "baseline: constant velocity" in figures["scores"]
+    assert figures["settings"]["model"] == "nano-distilled" and figures["settings"]["reuse"] is None
     assert [point[0] for point in figures["curve"]["series"]["Verified"]] == [1, 2]
     assert Image.open(tmp_path / "physics-worlds.png").width > 900
     assert figures["scores"]["KV range 2"] == figures["scores"]["continuation"]  # the model's own range
     assert main(["report", out, "-o", str(tmp_path / "report.html")]) == 0
-    assert "<svg" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "<svg" in page and "synthetic world: nano-distilled</h2>" in page
 
 
 def test_markdown_and_curves_become_a_page() -> None:
+    assert to_html("") == "\n"
     page = to_html("| a | b |\n|---|---|\n| **1** | <x> |\n\n- one\n- two\n\nwords")
     assert "<tr><th>a</th><th>b</th></tr><tr><td><b>1</b></td><td>&lt;x&gt;</td></tr>" in page
     assert "<ul><li>one</li><li>two</li></ul>" in page and "<p>words</p>" in page

@@ -141,6 +141,9 @@ def test_predictions_go_on_where_they_stopped_and_failures_are_named(folder: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == [task.file for task in tasks[:3]]
     with pytest.raises(MagiError, match="another model"):
         list(predict_all(benchmark, tasks[:1], tmp_path, predict, seed=100, image=False, size=(48, 64), made_with="y"))
+    (tmp_path / tasks[0].file).write_bytes(b"half a video")
+    (again,) = predict_all(benchmark, tasks[:1], tmp_path, predict, seed=100, image=False, size=(48, 64), made_with="x")
+    assert again == (tasks[0], None) and benchmark.score(tasks[0], tmp_path / tasks[0].file)
     missing = [problem for *_, problem in score_all(benchmark, tasks[3:4], tmp_path)]
     assert "does not exist" in missing[0]
     with pytest.raises(MagiError, match="download the benchmark at 30"):

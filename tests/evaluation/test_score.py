@@ -116,11 +116,12 @@ def test_cases_are_held_back_and_repeatable() -> None:
 
 
 def test_the_report_holds_every_figure(perfect: Scores, tmp_path: Path) -> None:
-    table, data, picture = write_report(perfect, tmp_path)
+    table, data, picture = write_report(perfect, tmp_path, {"model": "nano"})
     text = table.read_text()
     assert all(f"| {row.name} |" in text for row in perfect.shares)
     assert "100.0 % [76, 100] (n=12; goal 95)" in text and "constant velocity" in text
     figures = json.loads(data.read_text())
+    assert (figures["settings"]["model"], figures["settings"]["world"]) == ("nano", "narrow")
     assert figures["shares"][0]["colour"] | {"interval": 0} == {"right": 12, "total": 12, "value": 1.0, "interval": 0}
     assert [row["name"] for row in figures["errors"]] == ["slide", "still", "bounce", "fall"]
     assert Image.open(picture).width > 1000 and sorted(tmp_path.iterdir()) == sorted([table, data, picture])

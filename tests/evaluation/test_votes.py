@@ -29,10 +29,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return root / "ours", root / "theirs"
 
 
-def export(path: Path, seed: int, votes: dict[str, dict[str, str]], page: str = "p") -> Path:
-    path.write_text(
-        json.dumps({"format": "magi-votes", "page": page, "seed": seed, "names": ["ours", "theirs"], "votes": votes})
-    )
+def export(path: Path, seed: int, votes: dict[str, dict[str, str]], page: str = "p", voter: str = "") -> Path:
+    about = {"format": "magi-votes", "page": page, "seed": seed, "names": ["ours", "theirs"], "voter": voter}
+    path.write_text(json.dumps(about | {"votes": votes}))
     return path
 
 
@@ -68,6 +67,12 @@ def test_votes_become_wins_ties_and_losses(tmp_path: Path) -> None:
     assert motion.ties.right == 10 and instruction.wins.total == 0
     table = votes_markdown(models, verdicts, voters)
     assert "| overall (n=15) | 67 % [42, 85] | 0 % [0, 20] | 33 % [15, 58] | 67 % [42, 85] |" in table
+    for number, answered in enumerate((3, 7)):  # the same person saves twice
+        export(
+            tmp_path / f"ann{number}.json", 4, {n: {"overall": "same"} for n in names[:answered]}, voter=" Ann"[number:]
+        )
+    _, (overall, *_), voters = count_votes([one, two, *tmp_path.glob("ann*.json")])
+    assert (overall.ties.right, voters) == (7, 3)
     with pytest.raises(MagiError, match="another page"):
         count_votes([one, export(tmp_path / "c.json", 4, {}, page="q")])
     with pytest.raises(MagiError, match="which is none"):

@@ -146,3 +146,11 @@ def test_the_command_makes_a_model_folder_and_shows_samples(tmp_path: Path, caps
     assert main([*command, "--batch", "3", "--passes", "2"]) == 2
     assert main(["finetune", str(videos), "-o", str(out), "--model", str(out), "--steps", "3"]) == 2
     assert "choose another one" in capsys.readouterr().err
+    written = (out / "inference_weight" / "model.safetensors").read_bytes()
+    assert main([*command, "--steps", "3", "--model", "nano-full"]) == 2
+    assert "holds a run that was begun with model" in capsys.readouterr().err
+    assert main(["distill", "-o", str(out), "--steps", "1"]) == 2
+    assert "begun with command finetune instead of distill" in capsys.readouterr().err
+    assert (out / "inference_weight" / "model.safetensors").read_bytes() == written
+    assert main([*command, "--steps", "2", "--device", "gpu"]) == 2
+    assert "--device is 'gpu'" in capsys.readouterr().err

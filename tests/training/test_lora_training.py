@@ -103,6 +103,15 @@ def test_from_videos_to_a_video(
     words = ["finetune", "videos", "--size", "32x32", "--batch", "1", "--passes", "1", "--steps", "2", "--samples", "0"]
     assert main([*words, "--lora", "2", "-o", "a.safetensors"]) == 0
     assert "is a LoRA: magi generate --model nano --lora a.safetensors" in capsys.readouterr().out
+    assert main([*words, "--lora", "2", "--lora-alpha", "1", "-o", "a.safetensors"]) == 2
+    assert "begun with LoRA rank 2, alpha 2" in capsys.readouterr().err
+    Path("checkpoint.safetensors").write_text("kept")
+    assert main([*words, "--lora", "2", "-o", "checkpoint.safetensors"]) == 2
+    assert "checkpoint.safetensors is there already" in capsys.readouterr().err
+    assert Path("checkpoint.safetensors").read_text() == "kept"
+    assert main([*words, "--lora", "2", "-o", "v0.5"]) == main([*words, "--lora", "2", "-o", "v0.8"]) == 0
+    assert Path("v0.5.training").is_dir() and Path("v0.8.training").is_dir()
+    capsys.readouterr()
     tensors = load_file("a.safetensors")
     save_file({name: t + 0.1 if "lora_B" in name else t for name, t in tensors.items()}, "a.safetensors")
 

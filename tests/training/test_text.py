@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from magi_core.text import SpecialTokens, T5TextEncoder
-from magi_core.training.text import CLASSES, TextTraining, labelled_captions, roughen, train_text
+from magi_core.training.text import CLASSES, OTHER_WORDS, TextTraining, labelled_captions, roughen, train_text
+from magi_core.worlds.captions import WORDINGS
 
 SHORT = TextTraining(steps=2, batch=4, clips=4, test_clips=2)
 
@@ -49,6 +51,16 @@ def test_labels_are_read_from_the_text() -> None:
             if name != "motion":  # told by phrases, not by one word
                 said = [word for word in names if word in words]
                 assert said == ([names[label]] if label < len(names) else []), (words, name)
+
+
+def test_no_held_back_phrase_is_heard_in_training() -> None:
+    phrases = [
+        phrase.replace(" {}", "")
+        for field in fields(WORDINGS["test"])
+        for phrase in getattr(WORDINGS["test"], field.name)
+    ]
+    heard = [word for words in OTHER_WORDS.values() for word in words]
+    assert not [(word, phrase) for word in heard for phrase in phrases if word == phrase]
 
 
 def test_roughened_captions_keep_what_they_say() -> None:
