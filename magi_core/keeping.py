@@ -22,7 +22,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
@@ -167,13 +167,15 @@ class Run:
 
     @property
     def changed(self) -> float:
-        """When a file appeared in it last, in seconds since 1970."""
-        return max((self.folder / name).stat().st_mtime for name in (ABOUT, CHUNKS, CHECKPOINTS))
+        """When a file appeared in it last, in seconds since 1970; 0 where nothing is left of it."""
+        states = _states(self.folder / name for name in (ABOUT, CHUNKS, CHECKPOINTS))
+        return max((state.st_mtime for state in states), default=0.0)
 
     @property
     def nbytes(self) -> int:
         """Bytes on disk."""
-        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        files = (Path(parent, name) for parent, _, names in os.walk(self.folder) for name in names)
+        return sum(state.st_size for state in _states(files))
 
     @property
     def checkpoints(self) -> list[Path]:
@@ -331,6 +333,13 @@ class Run:
 
     def _chunk_path(self, index: int) -> Path:
         return self.folder / CHUNKS / f"{index:06d}.safetensors"
+
+
+def _states(paths: Iterable[Path]) -> Iterator[os.stat_result]:
+    """Of those that are there: a run may be made, or removed, while somebody looks at it."""
+    for path in paths:
+        with suppress(OSError):
+            yield path.stat()
 
 
 def _hash(document: Mapping[str, Any]) -> str:

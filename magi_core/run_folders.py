@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from itertools import chain, count
 from pathlib import Path
 
 from magi_core.errors import MagiError, whole_number
@@ -31,13 +32,15 @@ def look_through(folder: Path) -> tuple[list[Run], dict[Path, MagiError]]:
             found.append(Run.open(about.parent))
         except MagiError as error:
             damaged[about.parent] = error
+        except OSError as error:
+            damaged[about.parent] = MagiError(f"the run {about.parent} cannot be read: {error.strerror or error}")
     return sorted(found, key=lambda run: run.changed, reverse=True), damaged
 
 
 def prune(folder: Path, max_bytes: int) -> list[Path]:
     """Remove finished runs, oldest first, until all runs together have at most so many bytes; gives what was removed.
 
-    A removed run's video stays, beside where it was and under its name (``NAME.mp4``). An unfinished run is never removed, nor one
+    A removed run's video stays, beside where it was and under its name (``NAME.mp4``, or a free ``NAME (2).mp4``). An unfinished run is never removed, nor one
     that is being made (it may wait for a last review) or cannot be read. Raises MagiError for a number that is none, OSError where a video cannot be moved.
     """
     whole_number("max_bytes", max_bytes, 0, MOST_BYTES)
@@ -48,7 +51,13 @@ def prune(folder: Path, max_bytes: int) -> list[Path]:
         if total > max_bytes and run.finished and not taken(run.folder):
             total -= run.nbytes
             if run.video.exists():
-                run.video.rename(run.folder.with_name(f"{run.folder.name}.mp4"))
+                run.video.rename(_free(run.folder))
             shutil.rmtree(run.folder, ignore_errors=True)
             removed.append(run.folder)
     return removed
+
+
+def _free(folder: Path) -> Path:
+    """Where a run's video can go that outlives it."""
+    names = chain([f"{folder.name}.mp4"], (f"{folder.name} ({number}).mp4" for number in count(2)))
+    return next(path for path in map(folder.with_name, names) if not path.exists())

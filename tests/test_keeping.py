@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -284,6 +285,22 @@ def test_a_run_that_leaves_chunks_in_flight_is_finished_where_they_begin(dit: Ma
         assert torch.equal(kept.latents, finished.latents)
 
 
+def test_a_run_that_began_with_chunks_in_flight_can_be_gone_back_to_its_first(dit: MagiDiT, tmp_path: Path) -> None:
+    making = begin(dit, "8s: a")
+    before = list(making.chunks(drain=False))
+    add(making, "1s: b")
+    run = Run.create(tmp_path / "run", asked(), making)
+    make(run, making)
+    assert run.first == len(before) == 7
+    for chunk in range(run.first, run.end):
+        again = run.rewound(dit, chunk, seed=9)
+        clean = [(before[n] if n < run.first else run.chunk(n)).latents for n in range(chunk)]
+        words = f"{8 - chunk}s: a\n1s: b" if chunk < 8 else "1s: b"
+        fresh = begin(dit, words, seed=9, prefix=torch.cat(clean, dim=2))
+        for one, two in zip(again.chunks(), fresh.chunks(), strict=True):
+            assert torch.equal(one.latents, two.latents)
+
+
 def test_a_run_is_made_by_one_process_at_a_time(alone: Path) -> None:
     with run_lock.alone(alone):
         with pytest.raises(MagiError, match="another process"), run_lock.alone(alone):
@@ -313,6 +330,25 @@ def test_old_finished_runs_are_removed_and_unfinished_ones_never(dit: MagiDiT, a
     assert [run.folder.name for run in runs(tmp_path)] == ["b"]
     with pytest.raises(MagiError, match="max_bytes"):
         prune(tmp_path, -1)
+
+
+def test_a_run_of_which_a_part_is_gone_is_listed_and_the_others_are_still_removed(
+    dit: MagiDiT, alone: Path, tmp_path: Path
+) -> None:
+    for name in ("part", "whole"):
+        make(run := Run.open(alone).fork(tmp_path / name, asked(), Run.open(alone).rewound(dit, 5)), run.load(dit))
+    shutil.rmtree(tmp_path / "part" / "checkpoints")
+    shutil.rmtree(tmp_path / "part" / "chunks")
+    (tmp_path / "part" / "gone").symlink_to("nowhere")
+    assert {run.folder.name for run in runs(tmp_path)} == {"part", "whole"}
+    assert all(run.changed and run.nbytes for run in runs(tmp_path))
+    (tmp_path / "whole.mp4").write_text("another film of that name")
+    film = (tmp_path / "whole" / "video.mp4").read_bytes()
+    assert [path.name for path in prune(tmp_path, 0)] == ["whole"]
+    assert (tmp_path / "whole.mp4").read_text() == "another film of that name"
+    assert (tmp_path / "whole (2).mp4").read_bytes() == film
+    shutil.rmtree(tmp_path / "part")
+    assert runs(tmp_path) == []
 
 
 def test_magi_nanos_files_are_as_large_as_said(tmp_path: Path) -> None:
