@@ -30,7 +30,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from magi_core.denoise.storage import fingerprint
+from magi_core.config import Sampling
+from magi_core.denoise.storage import fingerprint, read_size
 from magi_core.errors import MagiError, shorten, whole_number
 from magi_core.files import atomic_write, read_json_object
 from magi_core.growing_mp4 import CRF, Fragment, GrowingMp4, copy_mp4, fragments_of
@@ -182,6 +183,13 @@ class Run:
         """The session files, oldest first: the start, and the newest. Each can also be extended as any session file."""
         return sorted((self.folder / CHECKPOINTS).glob("[0-9]*.session"))
 
+    def size(self) -> tuple[int, int, Sampling]:
+        """Height and width of the latents, and the settings, which all checkpoints share; raises MagiError when none can be read."""
+        for path in reversed(self.checkpoints):
+            with suppress(MagiError):
+                return read_size(path)
+        raise self._nothing_whole()
+
     def chunk(self, index: int) -> Finished:
         """A finished chunk; raises MagiError when it is not there, or damaged."""
         waiting = self._waiting.get(index)
@@ -210,9 +218,7 @@ class Run:
                 continue
             making.check_loras(loras)
             return making
-        raise MagiError(
-            f"the run {self.folder} has no checkpoint that is whole; its finished chunks are in {self.folder / CHUNKS}"
-        )
+        raise self._nothing_whole()
 
     def rewound(
         self,
@@ -330,6 +336,11 @@ class Run:
         for path in (*self.checkpoints[1:-NEWEST], *halves):
             with suppress(OSError):
                 path.unlink()
+
+    def _nothing_whole(self) -> MagiError:
+        return MagiError(
+            f"the run {self.folder} has no checkpoint that is whole; its finished chunks are in {self.folder / CHUNKS}"
+        )
 
     def _chunk_path(self, index: int) -> Path:
         return self.folder / CHUNKS / f"{index:06d}.safetensors"

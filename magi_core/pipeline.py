@@ -26,7 +26,10 @@ from torch import Tensor
 from magi_core.checkpoint.find import CheckpointFiles, find_checkpoint
 from magi_core.checkpoint.load import load_dit
 from magi_core.config import MAX_SIDE, Sampling
+from magi_core.cost.around import decode_bytes
+from magi_core.cost.estimate import vae_bytes
 from magi_core.cost.memory import Use, choose_place, free_bytes
+from magi_core.denoise.storage import read_size
 from magi_core.errors import MagiError
 from magi_core.generation import Generation
 from magi_core.images import Fit, Frames, check_frames, read_keyframe, resize
@@ -76,20 +79,33 @@ class Magi:
 
     @cached_property
     def dit(self) -> MagiDiT:
+        """The transformer, placed for the video that it was first read for; asked for first, for one of the model's own size."""
         return self._read_dit(self.config.height, self.config.width, self.config.sampling)
+
+    def dit_for(self, earlier: Path | str) -> MagiDiT:
+        """The transformer to go on with a session file, or the run in a folder: read, where it was not yet, so that their video fits."""
+        if "dit" not in vars(self):
+            path = Path(earlier)
+            height, width, sampling = Run.open(path).size() if path.is_dir() else read_size(path)
+            patch = self.vae_config.patch_size
+            self.dit = self._read_dit(height * patch, width * patch, sampling)
+        return self.dit
 
     def _read_dit(self, height: int, width: int, sampling: Sampling) -> MagiDiT:
         """The transformer, placed so that a video of that size in pixels fits; raises MagiError where it cannot."""
         dit = self.config.dit if self.dtype is None else replace(self.config.dit, params_dtype=self.dtype)
         gpu = self.device.type == "cuda"
         adapters = read(self.loras, dit)
+        beside = sum(adapter.parameters for adapter, _ in adapters) * dit.params_dtype.itemsize
+        if gpu and self.files.vae is not None:
+            beside += self._vae_bytes(height, width, sampling)
         needed = Use(
             replace(self.config, dit=dit),
             height,
             width,
             sampling,
             fp8=self.fp8,
-            beside=sum(adapter.parameters for adapter, _ in adapters) * dit.params_dtype.itemsize,
+            beside=beside,
             gpu=gpu,
         )
         model = load_dit(
@@ -116,6 +132,13 @@ class Magi:
         """bfloat16 beside a bfloat16 transformer on a GPU, as the reference; float32 otherwise."""
         low = gpu and (self.dtype or self.config.dit.params_dtype) == torch.bfloat16
         return torch.bfloat16 if low else torch.float32
+
+    def _vae_bytes(self, height: int, width: int, sampling: Sampling) -> int:
+        """What the VAE will take on a GPU besides what it has already: a chunk is decoded while the next ones are denoised."""
+        config, dtype = self.vae_config, self.vae_dtype(gpu=True)
+        latents = (1, config.z_chans, sampling.chunk_width, height // config.patch_size, width // config.patch_size)
+        weights = 0 if "vae" in vars(self) else vae_bytes(config, dtype)
+        return weights + decode_bytes(config, dtype, self.tiling, latents)
 
     @property
     def vae_folder(self) -> Path:
@@ -220,9 +243,9 @@ class Magi:
         if isinstance(earlier, Generation):
             making = earlier.making
         elif Path(earlier).is_dir():
-            making = Run.open(Path(earlier)).load(self.dit, loras=self.used_loras)
+            making = Run.open(Path(earlier)).load(self.dit_for(earlier), loras=self.used_loras)
         else:
-            making = Making.load(Path(earlier), self.dit)
+            making = Making.load(Path(earlier), self.dit_for(earlier))
         making.check_loras(self.used_loras)
         session = making.session
         if storyboard is not None:

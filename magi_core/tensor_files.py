@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,24 +48,35 @@ def read_tensors(
     Raises MagiError, with ``what`` (such as "session file") and the path in it, when the file is missing, of another kind, or any byte
     of it is not as it was written. (Headers with version 1 may be without a hash.)
     """
-    damaged = MagiError(f"the {what} {path} is damaged")
+    with _opened(path, kind, what) as (header, tensors):
+        if "sha256" in header or header["version"] != 1:
+            with Path(path).open("rb") as file:
+                if _digest(file)[0].decode() != header["sha256"]:
+                    raise ValueError("another hash")
+        return header, {name: tensors.get_tensor(name).to(device) for name in tensors.keys()}  # noqa: SIM118 - no mapping
+
+
+def read_header(path: Path, kind: str, what: str) -> dict[str, Any]:
+    """The header alone, of a file of any size at once and so without its hash; raises MagiError as ``read_tensors``."""
+    with _opened(path, kind, what) as (header, _):
+        return header
+
+
+@contextmanager
+def _opened(path: Path, kind: str, what: str) -> Iterator[tuple[dict[str, Any], Any]]:
+    """The header and the open file; what goes wrong while it is read, as a MagiError."""
     try:
         with safe_open(path, framework="pt") as tensors:
             metadata = tensors.metadata() or {}
             if kind not in metadata:
                 raise MagiError(f"{path} is not a {what}")
-            header = json.loads(metadata[kind])
-            if "sha256" in header or header["version"] != 1:
-                with Path(path).open("rb") as file:
-                    if _digest(file)[0].decode() != header["sha256"]:
-                        raise damaged
-            return header, {name: tensors.get_tensor(name).to(device) for name in tensors.keys()}  # noqa: SIM118 - no mapping
+            yield json.loads(metadata[kind]), tensors
     except MagiError:
         raise
     except FileNotFoundError as error:
         raise MagiError(f"there is no {what} {path}") from error
     except (*DAMAGE, OSError, SafetensorError) as error:
-        raise damaged from error
+        raise MagiError(f"the {what} {path} is damaged") from error
 
 
 def _digest(file: BinaryIO) -> tuple[bytes, int]:

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import magi_core
+from magi_core.cost.memory import Use
 from magi_core.errors import MagiError
 from magi_core.images import write_png
+from magi_core.keeping import Asked, Run
 from magi_core.pipeline import Magi
 from magi_core.retake import reword
 from magi_core.vae.chunks import decode_frames
@@ -145,6 +147,42 @@ def test_a_clip_of_any_length_is_continued(magi: Magi, quick: dict[str, object])
         chunks = list(magi.generate("1.5s: it keeps moving left", video=clip[-frames:], **quick))
         assert chunks[0].index == first_chunk
         assert len(joined(chunks)) == 36
+
+
+@pytest.fixture
+def planned(magi: Magi, monkeypatch: pytest.MonkeyPatch) -> list[Use]:
+    """What was to be placed on a GPU, without one."""
+    seen: list[Use] = []
+    dit = magi.dit
+    monkeypatch.setattr("magi_core.pipeline.free_bytes", lambda device: 0)
+    monkeypatch.setattr("magi_core.pipeline.choose_place", lambda use, wanted, free: seen.append(use) or "resident")
+    monkeypatch.setattr("magi_core.pipeline.load_dit", lambda files, **_: dit)
+    return seen
+
+
+def test_the_transformer_is_placed_for_the_video_that_goes_on(
+    magi: Magi, quick: dict[str, object], planned: list[Use], tmp_path: Path
+) -> None:
+    begun = magi.generate(STORY, height=32, width=96, **quick)
+    begun.save(tmp_path / "small.session")
+    run = Run.create(tmp_path / "small.run", Asked("", "nano"), begun.making)
+    for earlier in (tmp_path / "small.session", run.folder):
+        assert Magi(magi.files).dit_for(earlier) is magi.dit
+    Magi(magi.files).extend(tmp_path / "small.session")
+    assert {(use.height, use.width, use.sampling.num_steps) for use in planned} == {(32, 96, 4)}
+    run.checkpoints[0].write_bytes(b"")
+    with pytest.raises(MagiError, match="no checkpoint that is whole"):
+        Magi(magi.files).dit_for(run.folder)
+
+
+def test_room_is_left_for_the_vae(magi: Magi, planned: list[Use]) -> None:
+    assert Magi(magi.files, device="cuda").dit is magi.dit
+    with_vae = Magi(magi.files, device="cuda")
+    with_vae.vae = magi.vae  # its weights are on the device, and no longer among the free bytes
+    assert with_vae.dit is magi.dit
+    weights = sum(parameter.nbytes for parameter in magi.vae.parameters())
+    decoding = planned[1].beside
+    assert decoding > 6 * 64 * 64 * 4 * 3 and planned[0].beside - decoding == pytest.approx(weights, rel=0.2)
 
 
 @pytest.mark.parametrize(

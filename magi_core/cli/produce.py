@@ -109,7 +109,7 @@ def run_resume(arguments: argparse.Namespace) -> int:
         options["devices"] = arguments.devices
     asked = argparse.Namespace(text_cache=None, lora=loras, **options)
     magi = open_asked(asked)
-    making = run.load(magi.dit, loras=magi.used_loras)
+    making = run.load(magi.dit_for(run.folder), loras=magi.used_loras)
     with sharing(asked, magi) as within, within(making) as decode:
         return make(run, making, decode, output, quiet=arguments.quiet)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from math import ceil
 
+import torch
+
 from magi_core.cost.around import T5_XXL, decode_operations, text_operations
 from magi_core.cost.machines import Machine
 from magi_core.cost.memory import MemoryPlan, Use, plan_memory, size_text, tokens_per_chunk, weight_bytes
@@ -18,9 +20,6 @@ from magi_core.cost.work import Work
 from magi_core.memory.streaming import Place
 from magi_core.text.weights import T5Sizes
 from magi_core.vae import Tiling, VAEConfig
-
-VAE_BYTES = 2
-"""Of a VAE's weight beside a model on a GPU: bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -171,10 +170,10 @@ def place(use: Use, capacity: int) -> Place:
     return "resident" if not use.gpu or not capacity or plan_memory(resident).fits(capacity) else "streamed"
 
 
-def vae_bytes(config: VAEConfig) -> int:
-    """Of its weights, both halves, in bfloat16; what is not in blocks left out."""
+def vae_bytes(config: VAEConfig, dtype: torch.dtype = torch.bfloat16) -> int:
+    """Of its weights, both halves, by default as they are beside a model on a GPU; what is not in blocks left out."""
     width = config.embed_dim
-    return int(2 * config.depth * width * width * (4 + 2 * config.mlp_ratio) * VAE_BYTES)
+    return int(2 * config.depth * width * width * (4 + 2 * config.mlp_ratio) * dtype.itemsize)
 
 
 def amount(count: float) -> str:

@@ -21,7 +21,7 @@ from magi_core.denoise.schedule import Schedule
 from magi_core.denoise.state import Position, SessionState
 from magi_core.errors import MagiError, shorten, whole_number
 from magi_core.model import KVCache, MagiDiT
-from magi_core.tensor_files import DAMAGE, read_tensors, write_tensors
+from magi_core.tensor_files import DAMAGE, read_header, read_tensors, write_tensors
 from magi_core.text.caption import Caption
 
 VERSION = 2
@@ -84,34 +84,52 @@ def read_session(path: Path, model: MagiDiT) -> Stored:
 
     Raises MagiError when the file is missing, damaged, of a newer version, or was made with another model.
     """
-    damaged = MagiError(f"the session file {path} is damaged; start the video again or go on from its last frames")
     header, tensors = read_tensors(path, HEADER, "session file", model.null_caption.device)
     try:
         _check_made_by(path, header, model)
     except MagiError:
         raise
     except DAMAGE as error:
-        raise damaged from error
+        raise _damaged(path) from error
     try:
         stored = _parse(header, tensors)
         whole = _is_whole(stored, model.config)
     except DAMAGE as error:  # a MagiError about one setting too: settings of a file are not the user's
-        raise damaged from error
+        raise _damaged(path) from error
     if not whole:
-        raise damaged
+        raise _damaged(path)
     return stored
 
 
+def read_size(path: Path) -> tuple[int, int, Sampling]:
+    """Height and width of a session's latents and its settings: how much its model has to hold. Reads the file's header alone.
+
+    Raises MagiError when the file is missing or damaged.
+    """
+    header = read_header(path, HEADER, "session file")
+    try:
+        return _size(header)
+    except DAMAGE as error:
+        raise _damaged(path) from error
+
+
+def _size(header: Mapping[str, Any]) -> tuple[int, int, Sampling]:
+    height, width = (whole_number(name, header[name], 1, MAX_SIDE) for name in ("height", "width"))
+    sampling: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in header["sampling"].items()}
+    return height, width, Sampling(**sampling)
+
+
+def _damaged(path: Path) -> MagiError:
+    return MagiError(f"the session file {path} is damaged; start the video again or go on from its last frames")
+
+
 def _parse(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Stored:
-    numbers = ("height", "width", "seed", "prefix_frames")
     if header["tensors"] != sorted(tensors):
         raise ValueError("tensors are missing")
-    for name in ("height", "width"):
-        whole_number(name, header[name], 1, MAX_SIDE)
+    height, width, sampling = _size(header)
     for name, value in {"prefix_frames": header["prefix_frames"], **header["position"]}.items():
         if value is not None or name != "drain_at":
             whole_number(name, value, 0, MAX_COUNT)
-    sampling: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in header["sampling"].items()}
     cache = _group("cache", tensors)
     captions = {int(i): _caption(embedding) for i, embedding in _group("caption", tensors).items()}
     state = SessionState(
@@ -123,13 +141,15 @@ def _parse(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Stored:
         cache=KVCache.from_state(cache) if cache else None,
     )
     return Stored(
-        sampling=Sampling(**sampling),
+        sampling=sampling,
+        height=height,
+        width=width,
         null=_caption(tensors["null"]),
         noise=tensors.get("noise"),
         state=state,
         notes={str(name): str(note) for name, note in header["notes"].items()},
         extra=_group("extra", tensors),
-        **{name: header[name] for name in numbers},
+        **{name: header[name] for name in ("seed", "prefix_frames")},
     )
 
 
