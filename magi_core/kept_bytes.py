@@ -43,7 +43,7 @@ def kept_bytes(config: MagiConfig, height: int, width: int, *, captions: int = 1
         position = Position(0, LONG, clock)
         oldest = position.oldest(schedule)
         in_flight = len(range(oldest, min(LONG, -(-clock // k))))
-        clean = oldest - position.first_needed(schedule, dit.num_layers)
+        clean = oldest - position.first_kept(schedule, dit.num_layers)
         owed = clock % k == 0 and oldest > 0  # of a chunk that has just become clean nothing is stored yet
         read = max(0, oldest - owed - schedule.first_read(0, clock))
         return (in_flight + clean) * chunk + read * keys + words

@@ -287,13 +287,13 @@ class Session:
             finished = FinishedChunk(leftmost, latents[:, :, skip:].clone())
             shown = (state.held[leftmost][:, :, :skip], finished.latents) if skip else (finished.latents,)
             clean[leftmost] = torch.cat(shown, dim=2)
-        needed = state.position.first_needed(self.schedule, self.model.config.num_layers)
+        kept = state.position.first_kept(self.schedule, self.model.config.num_layers)
         state = replace(
             state,
             captions=_from(oldest, state.captions),
             held=_from(oldest - 1, state.held),
             in_flight=_from(oldest, state.in_flight),
-            clean=_from(needed, clean),
+            clean=_from(kept, clean),
         )
         return state, finished
 

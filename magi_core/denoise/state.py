@@ -58,6 +58,10 @@ class Position:
         newest = min(self.oldest(schedule) - 1, schedule.first_prefix_chunk(self.end, layers))
         return max(newest, schedule.first_prefix_chunk(self.offset, layers))
 
+    def first_kept(self, schedule: Schedule, layers: int) -> int:
+        """The oldest clean chunk whose latents are kept: so many that one can also go back to the oldest chunk that is not clean."""
+        return min(self.first_needed(schedule, layers), schedule.first_prefix_chunk(self.oldest(schedule), layers))
+
     def next_run(self, schedule: Schedule) -> Position:
         """Behind the last chunk of the present run, whose chunks are the next one's prefix."""
         clock = self.end * schedule.stage_steps
@@ -79,6 +83,6 @@ class SessionState:
     """Leading frames [1, C, f, H, W] that are put back before every pass: the prefix's last, incomplete chunk, an image, a keyframe."""
     in_flight: Mapping[int, Tensor]
     clean: Mapping[int, Tensor]
-    """The newest clean chunks, as the video shows them: as many as a run after this one depends on."""
+    """The newest clean chunks, as the video shows them: as many as a run depends on that starts behind them, or after this one."""
     cache: KVCache | None
     """None until the clean chunks before the run have been read."""
