@@ -7,6 +7,7 @@ loaded yet.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,8 @@ def find_checkpoint(source: str | Path, config: MagiConfig | None = None) -> Che
     """
     path = BUILT_IN.get(str(source)) or Path(source)
     try:
-        return _find(str(source), path.expanduser(), config)
+        # Whole, because the folders' names tell what weights are; links stay, for a cache of downloads links to files without names.
+        return _find(str(source), Path(os.path.abspath(path.expanduser())), config)
     except (OSError, RuntimeError) as error:  # names that no file system takes, folders without permission
         reason = getattr(error, "strerror", None) or "no such user or folder"
         raise MagiError(f"cannot look for a model at {str(source)[:200]!r}: {reason}") from error

@@ -125,7 +125,9 @@ def test_convert_to_float16(tmp_path: Path, tiny: DiTConfig, tensors: dict[str, 
     assert sorted(file.name for file in tmp_path.iterdir()) == ["half.safetensors", "model.safetensors"]
 
 
-def test_release_folder(tmp_path: Path, tensors: dict[str, Tensor], tiny: DiTConfig) -> None:
+def test_release_folder(
+    tmp_path: Path, tensors: dict[str, Tensor], tiny: DiTConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The public layout: models beside each other, VAE and T5 above them, kinds told by folder names."""
     magi = tmp_path / "ckpt" / "magi"
     distill = magi / "tiny_distill" / "inference_weight.distill"
@@ -142,6 +144,10 @@ def test_release_folder(tmp_path: Path, tensors: dict[str, Tensor], tiny: DiTCon
         assert found.t5 == tmp_path / "ckpt" / "t5" / "t5-v1_1-xxl"
         assert len(found.missing) == 1
         assert "special tokens" in found.missing[0]
+    for below, place in (("", "."), ("shards", "..")):
+        (distill / below).mkdir(exist_ok=True)
+        monkeypatch.chdir(distill / below)
+        assert find_checkpoint(place).config.dit.distill, "the folder's name counts, wherever one stands"
     (tmp_path / "special_tokens.npz").touch()
     assert find_checkpoint(tmp_path).missing == ()
     write_shards(magi / "tiny_base" / "inference_weight", tensors)
