@@ -22,6 +22,7 @@ from magi_core.config import Sampling
 from magi_core.denoise.checks import check_latents
 from magi_core.denoise.chunk import ChunkCondition, FinishedChunk, Progress
 from magi_core.denoise.rewind import rewind
+from magi_core.denoise.schedule import first_new_frame
 from magi_core.denoise.session import Session
 from magi_core.errors import MagiError, whole_number
 from magi_core.images import Frames
@@ -193,6 +194,14 @@ class Making:
 
         Raises MagiError, and adds none, where one does not fit.
         """
+        session = self.session
+        width, planned = session.sampling.chunk_width, session.state.position.planned
+        room = (width - first_new_frame(planned, session.prefix_frames, width)) * FRAMES_PER_LATENT
+        if layout.chunks[0].frames > room:
+            raise MagiError(
+                f"chunk {planned} begins with frames of the video that is continued, and {room} more belong to it; "
+                f"{layout.chunks[0].frames} are planned: plan with prefix_frames={self.held_frames}"
+            )
         null, longest = self.session.null, self.session.model.config.caption_max_length
         told: dict[tuple[int, int], Caption] = {}  # the same words with the same countdown are held, and saved, once
         conditions = []
@@ -254,6 +263,12 @@ class Making:
         position = self.session.state.position
         left = 0 if drain else self.session.sampling.window_size - 1
         return max(position.planned - left, self.session.next_chunk, position.drain_at or 0)
+
+    @property
+    def held_frames(self) -> int:
+        """Frames of the video that is continued with which the next planned chunk begins: ``prefix_frames`` of the layout for ``add``."""
+        whole = self.session.state.position.planned * self.session.sampling.chunk_width
+        return max(0, self.session.prefix_frames - whole) * FRAMES_PER_LATENT
 
     @property
     def next_chunk(self) -> int:

@@ -249,7 +249,7 @@ class Magi:
         making.check_loras(self.used_loras)
         session = making.session
         if storyboard is not None:
-            layout = self._plan(_storyboard(storyboard), wishes, session.sampling)
+            layout = self._plan(_storyboard(storyboard), wishes, session.sampling, making.held_frames)
             patch = self.vae_config.patch_size
             images = self._keyframes(layout, session.height * patch, session.width * patch, wishes.fit, folder)
             self._add(making, layout, images, wishes)
@@ -348,7 +348,7 @@ def load(
     """
     files = find_checkpoint(model)
     for note in files.notes:
-        log.info("%s", note)
+        log.warning("%s: %s", files.dit, note)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

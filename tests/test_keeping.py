@@ -26,7 +26,7 @@ from magi_core.making import Making
 from magi_core.model import MagiDiT
 from magi_core.run_folders import prune, runs
 from magi_core.video import read_metadata, read_video
-from tests.tiny_run import CHUNKS, add, asked, begin, content, decode, make, make_or_go_on, model
+from tests.tiny_run import CHUNKS, SAMPLING, SIDE, add, asked, begin, content, decode, make, make_or_go_on, model
 
 ROOT = Path(__file__).parents[1]
 
@@ -255,6 +255,20 @@ def test_other_words_from_a_chunk_on(dit: MagiDiT, alone: Path, tmp_path: Path) 
     make(take, other)
     assert take.finished and take.end == 3 and len(read_video(take.video)) == 72
     assert take.chunk(1).plan.prompt == "z"
+
+
+def test_other_words_in_the_chunk_that_a_clip_begins(dit: MagiDiT, tmp_path: Path) -> None:
+    making = Making.start(dit, SAMPLING, height=SIDE, width=SIDE, seed=1, prefix=torch.randn(1, 3, 2, SIDE, SIDE))
+    add(making, "1s: a", making.held_frames)
+    run = Run.create(tmp_path / "run", asked(), making)
+    make(run, making)
+    other = run.rewound(dit, 0, keep_plan=False)
+    with pytest.raises(MagiError, match=r"16 more belong to it; 24 are planned: plan with prefix_frames=8"):
+        add(other, "1s: z")
+    add(other, "1s: z", other.held_frames)
+    take = run.fork(tmp_path / "take", run.asked, other)
+    make(take, other)
+    assert [take.chunk(index).frames for index in range(2)] == [16, 8] == [f.frames for f in take.fragments]
 
 
 def test_frames_cut_off_are_shown_by_an_extension_and_after_going_back(

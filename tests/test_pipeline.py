@@ -185,6 +185,15 @@ def test_room_is_left_for_the_vae(magi: Magi, planned: list[Use]) -> None:
     assert decoding > 6 * 64 * 64 * 4 * 3 and planned[0].beside - decoding == pytest.approx(weights, rel=0.2)
 
 
+def test_a_clips_incomplete_chunk_is_filled_by_other_words_too(
+    magi: Magi, quick: dict[str, object], tmp_path: Path
+) -> None:
+    begun = magi.generate("1s: it stops", video=np.zeros((8, 64, 64, 3), np.uint8), **quick)
+    begun.making.rewind(0, lambda number: pytest.fail("nothing was made yet"), keep_plan=False)
+    again = magi.extend(begun, "1s: it moves left")
+    assert [planned.frames for planned in again.making.pending.values()] == [16, 8]
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

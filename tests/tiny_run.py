@@ -56,8 +56,8 @@ def model() -> MagiDiT:
         return MagiDiT(CONFIG).requires_grad_(False)
 
 
-def add(making: Making, story: str) -> None:
-    layout = plan(Storyboard.from_string(story))
+def add(making: Making, story: str, prefix_frames: int = 0) -> None:
+    layout = plan(Storyboard.from_string(story), prefix_frames=prefix_frames)
     words = {
         prompt: torch.randn(3, 4, generator=torch.Generator().manual_seed(ord(prompt))) for prompt in layout.prompts
     }
