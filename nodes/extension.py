@@ -14,7 +14,7 @@ from magi_core.making import Making
 from magi_core.pipeline import CONTEXT_FRAMES
 
 from . import inputs, sampling, sockets, values
-from .filming import Request, made
+from .filming import Request, made, stops
 from .making import PATCH, Setting, add, encode_pictures, lay_out, start
 from .running import clip_latents, encoder_of, model_of, use_of, used_by
 from .vae import MagiVAE
@@ -72,6 +72,10 @@ class ExtendVideo(io.ComfyNode):
             lambda: values.check_choice("fit", fit, inputs.FITS),
             lambda: sampling.check_settings(steps, window, kv_ranges),
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> Any:
+        return stops()
 
     @classmethod
     def execute(

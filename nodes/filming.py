@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,6 +31,7 @@ from . import host, inputs, memory, sockets, values
 from .kept import NEWEST, Place, run_name
 from .live import Studio, Words, Work
 from .making import PATCH
+from .prompts import as_queued
 from .running import lighter, load, model_of, used_by, with_loras
 from .runs import About, KeptStrip, Runs
 from .settings import SETTINGS, Settings, read_settings
@@ -40,6 +42,8 @@ from .vae import MagiVAE
 
 log = logging.getLogger(__name__)
 
+STOPS = Counter[str]()
+"""How often a run was stopped at a review, by the ids of its node and of the box that it is in."""
 RUNS = Runs(lambda name, content: PromptServer.instance.send_sync(name, content))
 USERS = Users()
 """Of this server. Nodes and routes are called by ComfyUI and share nothing else."""
@@ -57,6 +61,12 @@ class Request:
     on_repeat: str
     review_every: int
     hidden: Any
+
+
+def stops() -> int:
+    """What a node that makes videos answers when ComfyUI asks whether to run it again: a run that was stopped is not finished."""
+    context = get_executing_context()
+    return 0 if context is None else STOPS[context.node_id]
 
 
 def run_folder() -> Path:
@@ -96,9 +106,11 @@ def made(request: Request, build: Callable[[], Making]) -> io.NodeOutput:
     session = making.session
     plans, leading, before, first = start.pending, leading_frames(start), start.progress.steps, start.next_chunk
     del start  # where another one goes on, this one's keys and values are in the way
+    own = str(request.hidden.unique_id)
+    shown = str(request.hidden.dynprompt.get_display_node_id(own))
     about = About(
         run=place.name,
-        node=str(request.hidden.dynprompt.get_display_node_id(request.hidden.unique_id)),
+        node=shown,
         prompt_id=getattr(get_executing_context(), "prompt_id", ""),
         fps=float(held.config.fps),
         width=session.width * PATCH,
@@ -118,10 +130,12 @@ def made(request: Request, build: Callable[[], Making]) -> io.NodeOutput:
         session=None if run is None else f"{place.shown}/{NEWEST} [output]",
     )
     told = RUNS.begin(about)
-    studio = _studio(request, settings)
+    studio = _studio(request, settings, run)
     work = Work(run, place, making, told, studio, plans, leading, before, about.warning)
     with memory.out_of_memory(lambda: lighter(request.use)), with_loras(request.model):
         work.make()
+    if told.about.state == "stopped":
+        STOPS.update({own, shown})
     if held.workers is not None:
         held.workers.give_back(work.making.session)
     samples = work.latents.div_(held.config.scale_factor)
@@ -134,15 +148,18 @@ def made(request: Request, build: Callable[[], Making]) -> io.NodeOutput:
 def _opened(
     place: Place, request: Request, start: Making, settings: Settings, warn: Callable[[str], None]
 ) -> tuple[Run | None, Making, Place]:
-    """The run to go on with, or a new one, and where it stands. None, and ``warn`` is told why, where the folder cannot be written."""
+    """The run to go on with, or a new one, and where it stands. None where the folder cannot be written; ``warn`` is told of all that is wrong."""
     held = model_of(request.model)
     if request.on_repeat == inputs.GO_ON:
         for take in place.takes():
             try:
                 run = Run.open(take.folder)
-                return run, run.load(held.dit, warn, loras=used_by(request.model)), take
+                making = run.load(held.dit, warn, loras=used_by(request.model))
+                for index in range(run.first, making.next_chunk):
+                    run.chunk(index)  # one that cannot be read would end the run whenever it is asked for
+                return run, making, take
             except MagiError as error:
-                warn(str(error))
+                warn(f"{error}. This take is left as it is, and another one used")
     place = place.next()
     storyboard = request.said.board.storyboard
     shots = list(dict.fromkeys(start.pending[number].prompt for number in sorted(start.pending)))
@@ -157,6 +174,9 @@ def _opened(
     try:
         if settings.folder_bytes:
             prune(place.root, settings.folder_bytes)
+    except OSError as error:
+        warn(f"old runs are not removed, so {place.root} may become larger than it should: {error}")
+    try:
         return Run.create(place.folder, asked, start), start, place
     except (MagiError, OSError) as error:
         warn(
@@ -165,8 +185,9 @@ def _opened(
         return None, start, place
 
 
-def _studio(request: Request, settings: Settings) -> Studio:
+def _studio(request: Request, settings: Settings, run: Run | None) -> Studio:
     said, vae = request.said, request.vae
+    begun = run is not None and run.video.exists()  # with previews; without its end the run would never be finished
     held = model_of(request.model)
     words = None
     if said.encode is not None:
@@ -174,8 +195,10 @@ def _studio(request: Request, settings: Settings) -> Studio:
         words = Words(lambda text: board.prompt_of(Shot(text, 1.0)), said.encode, held.special_tokens(), said.tokens)
 
     def strip(index: int, frames: Frames) -> KeptStrip | None:
-        path = host.temporary_path(f"_{index:06d}.jpg")
+        if not settings.preview:
+            return None
         try:
+            path = host.temporary_path(f"_{index:06d}.jpg")
             written = write_strip(path, frames, settings.preview_height)
         except MagiError as error:
             log.warning("chunk %d is not shown: %s", index, error)
@@ -184,7 +207,7 @@ def _studio(request: Request, settings: Settings) -> Studio:
         return KeptStrip(path, {"filename": path.name, "subfolder": path.parent.name, "type": "temp"}, written)
 
     return Studio(
-        decode=None if vae is None or not settings.preview else vae.decoder(held.config.scale_factor),
+        decode=None if vae is None or not (settings.preview or begun) else vae.decoder(held.config.scale_factor),
         strip=strip,
         watch=host.watcher(request.hidden.unique_id),
         check=management.throw_exception_if_processing_interrupted,
@@ -203,8 +226,8 @@ def _load(request: Request) -> bool:
 
 
 def _session(making: Making) -> sockets.SessionFile | sockets.HeldSession:
-    path = host.temporary_path(".session")
     try:
+        path = host.temporary_path(".session")
         making.save(path)
     except MagiError as error:
         log.warning("%s; the session is kept in memory", error)
@@ -221,5 +244,6 @@ def _metadata(hidden: Any) -> dict[str, str]:
     """What core's Save Video writes into a video."""
     if args.disable_metadata:
         return {}
-    known = {**(hidden.extra_pnginfo or {}), **({} if hidden.prompt is None else {"prompt": hidden.prompt})}
+    prompt = {} if hidden.prompt is None else {"prompt": as_queued(hidden.prompt)}
+    known = {**(hidden.extra_pnginfo or {}), **prompt}
     return {name: json.dumps(value) for name, value in known.items()}

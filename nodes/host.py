@@ -48,11 +48,10 @@ def chosen(kind: str | None, name: str) -> Path:
     if name in BUILT_IN:
         return BUILT_IN[name]
     if name.startswith(MARK):
-        inside = name.removeprefix(MARK)
+        inside = Path(name.removeprefix(MARK))
         for root in _roots():
-            path = root / inside
-            if ".." not in Path(inside).parts and path.is_dir():
-                return path
+            if ".." not in inside.parts and not inside.anchor and (root / inside).is_dir():
+                return root / inside
     elif kind and (found := folder_paths.get_full_path(kind, name)):
         return Path(found)
     raise MagiError(
@@ -107,9 +106,14 @@ def counted(parts: Sequence[T], node: str | None) -> Iterator[T]:
 
 
 def temporary_path(suffix: str) -> Path:
-    """A new name in ComfyUI's temporary folder."""
+    """A new name in ComfyUI's temporary folder. Raises MagiError where that cannot be made."""
     folder = Path(folder_paths.get_temp_directory()) / MODELS
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MagiError(
+            f"cannot write in ComfyUI's temporary folder {folder}: {error.strerror}. Free space, or start ComfyUI with another --temp-directory"
+        ) from error
     return folder / f"{uuid.uuid4().hex}{suffix}"
 
 

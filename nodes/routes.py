@@ -17,6 +17,7 @@ from magi_core.run_folders import look_through
 
 from .inputs import GO_ON
 from .kept import NEWEST, newest_session, place_of
+from .prompts import as_queued
 from .runs import NotWaiting, Runs
 
 log = logging.getLogger(__name__)
@@ -57,9 +58,9 @@ def unfinished(folder: Path, busy: set[str]) -> dict[str, list[dict[str, Any]]]:
     whole, damaged = look_through(folder)
     for run in whole:
         place = place_of(run.folder)
-        if place is None or place.name in busy or place.takes()[0].take != place.take or run.finished:
-            continue
         try:
+            if place is None or place.name in busy or place not in place.takes()[:1] or run.finished:
+                continue
             found.append({"run": place.name, "take": place.take, **_described(run)})
         except OSError as error:
             log.warning("the run in %s is left out: %s", run.folder, error)
@@ -103,7 +104,7 @@ def _going_on(prompt: Any) -> Any:
         return None
     return {
         number: {**node, "inputs": {**node["inputs"], "on_repeat": GO_ON}} if "on_repeat" in node["inputs"] else node
-        for number, node in prompt.items()
+        for number, node in as_queued(prompt).items()
     }
 
 

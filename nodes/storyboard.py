@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
 
+from magi_core.errors import MagiError
 from magi_core.images import read_keyframe
 from magi_core.plan import plan
 from magi_core.storyboard import MAX_SHOT_SECONDS, Shot
@@ -27,6 +29,26 @@ def read_board(text: str) -> values.Board:
     folder = host.input_folder()
     named = ((number, shot.keyframe) for number, shot in enumerate(storyboard.shots))
     return values.Board(storyboard, {n: read_keyframe(name, folder) for n, name in named if name is not None})
+
+
+def keyframe_states(text: str | None) -> list[tuple[int, int] | None]:
+    """What is another once a picture that ``read_board`` reads was replaced: time of change in ns and bytes of each, None where there is none.
+
+    text: None, and without pictures, where it is linked: then it is known when it runs.
+    """
+    try:
+        shots = () if text is None else Board.from_string(text).shots
+    except MagiError:  # said elsewhere
+        shots = ()
+    return [_state(host.input_folder() / shot.keyframe) for shot in shots if shot.keyframe is not None]
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        state = path.stat()
+    except (OSError, ValueError):  # said where it is read
+        return None
+    return state.st_mtime_ns, state.st_size
 
 
 class ShotNode(io.ComfyNode):
@@ -100,6 +122,10 @@ class StoryboardNode(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, text: str | None) -> bool | str:
         return text is None or values.checked(lambda: read_board(text))
+
+    @classmethod
+    def fingerprint_inputs(cls, text: str | None, **_: Any) -> Any:
+        return keyframe_states(text)
 
     @classmethod
     def execute(cls, text: str) -> io.NodeOutput:

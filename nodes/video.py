@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import weakref
+from pathlib import Path
 from typing import Any
 
 import torch
-from comfy_api.latest import InputImpl, io
+from comfy_api.latest import Input, InputImpl, io
 from comfy_execution.graph_utils import GraphBuilder
 
 from magi_core.errors import MagiError
 from magi_core.video import VideoWriter
 
 from . import host, inputs, memory, sockets, values
+from .filming import stops
 from .loaders import is_checkpoint
-from .storyboard import read_board
+from .storyboard import keyframe_states, read_board
 from .vae import CHUNK, MagiVAE
+
+
+class TemporaryName(str):
+    """A file's path; the file is removed with the last video that knows it, and cuts of a video share its name."""
+
+    def __init__(self, path: Path) -> None:
+        weakref.finalize(self, path.unlink, missing_ok=True)
+
+
+def temporary_video(path: Path) -> Input.Video:
+    """The video in a file that nobody else needs."""
+    return InputImpl.VideoFromFile(TemporaryName(path))
 
 
 class DecodeVideo(io.ComfyNode):
@@ -45,12 +60,12 @@ class DecodeVideo(io.ComfyNode):
         if isinstance(filmed, values.Filmed) and filmed.serves(latent, vae.fingerprint(), fps):
             filmed.run.export(path)
             last = filmed.last_frame(vae.decoder(filmed.scale_factor))
-            return io.NodeOutput(InputImpl.VideoFromFile(str(path)), values.image_of(last))
+            return io.NodeOutput(temporary_video(path), values.image_of(last))
         with VideoWriter(path, fps=fps) as writer, memory.out_of_memory(lambda: "close other programs that use it"):
             for part in host.counted(latents.split(CHUNK, dim=2), cls.hidden.unique_id):
                 image = vae.decode(part)[0]
                 writer.append((image * 255).to(torch.uint8).numpy())
-        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), image[-1:].clone())
+        return io.NodeOutput(temporary_video(path), image[-1:].clone())
 
 
 class Video(io.ComfyNode):
@@ -94,6 +109,10 @@ class Video(io.ComfyNode):
             lambda: values.check_size(0 if width is None else width, 0 if height is None else height),
             lambda: storyboard is None or read_board(storyboard),
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, storyboard: str | None, **_: Any) -> Any:
+        return [stops(), keyframe_states(storyboard)]
 
     @classmethod
     def execute(

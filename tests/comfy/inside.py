@@ -32,7 +32,7 @@ sys.modules["pack"] = pack
 spec.loader.exec_module(pack)
 extension = asyncio.run(pack.comfy_entrypoint())
 nodes = {node.GET_SCHEMA().node_id: node for node in asyncio.run(extension.get_node_list())}
-running, memory = (importlib.import_module(f"pack.nodes.{name}") for name in ("running", "memory"))
+running, memory, host = (importlib.import_module(f"pack.nodes.{name}") for name in ("running", "memory", "host"))
 BUDGETS = (1, 3_000_000, 8_000_000, 1 << 30)
 
 
@@ -108,8 +108,18 @@ def unloaded():
     return {"listed": listed, "same": torch.equal(velocity(model), expected)}
 
 
+def elsewhere():
+    """What becomes of a folder that is named as if it lay among the models."""
+    (BASE / "models" / "magi" / "mine").mkdir(parents=True)
+    try:
+        host.chosen(None, f"magi/{PACK}")
+    except ValueError as error:
+        return {"mine": host.chosen(None, "magi/mine").name, "elsewhere": str(error)}
+
+
 with torch.inference_mode():
     report = {
+        "named": elsewhere(),
         "partly": {precision: partly(precision) for precision in ("auto", "bf16")},
         "sizes": {w: load("auto", w).model_size() for w in ("auto", "resident", "streamed")}
         | {"fp8": load("fp8").model_size(), "bf16": load("bf16").model_size()},

@@ -152,6 +152,20 @@ def test_settings_switch_previews_off_and_bound_the_folder(server: Server, setti
     assert (server.base / "output" / about(run)["folder"]).exists()
 
 
+def test_a_video_that_was_begun_with_previews_is_finished_without(server: Server, settings: Path) -> None:
+    def stop(run: Run) -> None:
+        if until_paused(run, 1):
+            answer(server, about(run)["run"], action="stop")
+
+    server.run(film(seed=115, review_every=2), stop)
+    server.post("settings", {"MAGI.Preview": False})
+    run = server.run(film(seed=115))
+    told = about(run)
+    assert told["state"] == "finished" and not told["previews"]
+    assert [chunk["strip"] for chunk in chunks(run)] == [None] * 4 and len(packets(server.view(told["video"]))) == 96
+    assert told["run"] not in {run["run"] for run in server.get("magi/unfinished")["runs"]}
+
+
 def test_what_was_decoded_is_not_decoded_again(server: Server) -> None:
     prompt = film(seed=106)
     prompt["decoded"] = node("MagiDecodeVideo", latent=["made", 0], vae=["vae", 0], fps=24.0)
@@ -186,6 +200,19 @@ def test_a_run_goes_on_in_memory_where_the_folder_cannot_be_written(server: Serv
     whole = server.run(film(seed=107))
     assert np.array_equal(frames(server, run), frames(server, whole))
     assert frames(server, run, "b").shape[0] == 24
+
+
+def test_where_nothing_temporary_can_be_written_only_previews_are_missing(server: Server) -> None:
+    temporary = server.base / "temp" / "magi"
+    temporary.mkdir(parents=True, exist_ok=True)
+    temporary.rename(temporary.with_name("aside"))
+    temporary.write_text("in the way")
+    try:
+        run = server.run(film("1s: a red circle moves right", seed=116))
+    finally:
+        temporary.unlink()
+        temporary.with_name("aside").rename(temporary)
+    assert frames(server, run).shape[0] == 24 and chunks(run)[0]["strip"] is None
 
 
 def test_a_folder_that_is_taken_away_meanwhile_is_said_and_loses_nothing(server: Server) -> None:

@@ -66,6 +66,10 @@ def test_a_model_that_was_let_go_of_comes_back(report: dict[str, Any]) -> None:
     assert report["unloaded"] == {"listed": 1, "same": True}
 
 
+def test_only_what_lies_in_the_folder_of_models_is_opened(report: dict[str, Any]) -> None:
+    assert report["named"]["mine"] == "mine" and "is not in ComfyUI's folders magi" in report["named"]["elsewhere"]
+
+
 def loaded(**inputs: Any) -> Prompt:
     prompt = {**text_to_video(ONE, on_repeat="start over"), **pictures("made")}
     prompt["model"]["inputs"] |= inputs

@@ -107,6 +107,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(server: Server
     assert about(run)["take"] == told["take"], "the same run"
 
 
+def test_a_damaged_chunk_is_named_and_another_take_made(server: Server) -> None:
+    prompt = film(FOUR, seed=207)
+    first = server.run(prompt)
+    damaged = server.base / "output" / about(first)["folder"] / "chunks" / "000001.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    forget(server)
+    again = server.run(prompt)
+    assert np.array_equal(frames(server, again), frames(server, first))
+    assert damaged.name in about(again)["warning"] and about(again)["take"] == 2
+
+
 def test_what_is_finished_is_not_made_again(server: Server) -> None:
     prompt = film(FOUR, seed=203)
     first = frames(server, server.run(prompt))
