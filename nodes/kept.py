@@ -54,8 +54,9 @@ class Place:
         return sorted(own, key=lambda place: place.take, reverse=True)
 
     def next(self) -> Place:
-        """A take that is not there yet."""
-        there = (place_of(path) for path in self.root.glob(f"{self.name}*"))
+        """A take that is not there yet, nor the video of one that was removed."""
+        found = self.root.glob(f"{self.name}*")
+        there = (place_of(path.with_suffix("") if path.suffix == ".mp4" else path) for path in found)
         last = max((place.take for place in there if place is not None and place.name == self.name), default=0)
         return replace(self, take=last + 1)
 

@@ -7,7 +7,7 @@ None) goes on in memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -96,6 +96,8 @@ class Work:
         self._first, self._end = told.about.first, told.about.end
         self._plans, self._leading, self._problem = {**plans, **making.pending}, leading, problem
         self._live: Live | None = None
+        self._locks = ExitStack()
+        """Of every take that was made here: no other process may make one, or remove it."""
         self._latents: list[Tensor] = []
         self._approved = 0 if run is None else read_approved(run)
         session = making.session
@@ -112,7 +114,9 @@ class Work:
     def make(self) -> None:
         """Make what is missing. Raises ``cancelled`` or what went wrong; all that is finished is kept then."""
         try:
-            with nullcontext() if self.run is None else alone(self.run.folder):
+            with self._locks:
+                if self.run is not None:
+                    self._locks.enter_context(alone(self.run.folder))
                 state = self._to_the_end()
             self._told.change(state=state)
         except BaseException as error:
@@ -240,16 +244,18 @@ class Work:
         said = {number: plan.prompt for number, plan in self._plans.items()}
         if answer.prompt is not None and words is not None:
             said |= dict.fromkeys(range(chunk, after), words.whole(answer.prompt))
+        self._studio.ready()  # a run that was finished when it was found has loaded nothing yet
         source, other = self._rewound(chunk, seed)
         different = {n: said[n] for n, plan in other.pending.items() if plan.prompt != said[n]}
         if different and words is not None:
             texts = list(dict.fromkeys(different.values()))
             captions = dict(zip(texts, words.encode(texts), strict=True))
-            self._studio.ready()
+            self._studio.ready()  # the text encoder may have taken the room
             reword(other, different, captions, special=words.special, tokens=words.tokens)
         place = self._place.next()
-        self.run = source.fork(place.folder, source.asked, other)
-        self.making, self._place = other, place
+        take = source.fork(place.folder, source.asked, other)
+        self._locks.enter_context(alone(take.folder))
+        self.run, self.making, self._place = take, other, place
         self._approved = min(self._approved, chunk - self._first)
         self._latents = self._latents[: chunk - self._first]
         self._plans |= other.pending

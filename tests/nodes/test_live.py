@@ -17,6 +17,7 @@ from magi_core.denoise import Progress
 from magi_core.errors import MagiError
 from magi_core.keeping import Asked, Run
 from magi_core.making import Making
+from magi_core.run_lock import taken
 from magi_core.storyboard import Shot
 from nodes.kept import Place, place_of, run_name
 from nodes.live import Studio, Words, Work
@@ -86,8 +87,12 @@ class Film:
             lambda text: board.prompt_of(Shot(text, 1.0)), lambda texts: encode_prompts(clip, texts), None, said.tokens
         )
         decode = None if vae is None else vae.decoder(model.config.scale_factor)
-        studio = Studio(decode, nothing, self._watch, nothing, Cancelled, nothing, nothing, words, True, review)
+        self.ready = 0
+        studio = Studio(decode, nothing, self._watch, nothing, Cancelled, self._load, nothing, words, True, review)
         self.work = Work(kept, place, making, self.told, studio, plans, 0, 0)
+
+    def _load(self) -> None:
+        self.ready += 1
 
     def _watch(self, step: Step) -> None:
         if step.step == self.stop_at:
@@ -146,6 +151,32 @@ def test_a_retry_with_other_words_is_what_those_words_give(
     again = Film(model, clip, vae, tmp_path, review=2)
     again.work.make()
     assert torch.equal(again.work.latents, film.work.latents), "the newest take is the run; what was approved stays so"
+
+
+def test_a_retry_of_a_finished_run_loads_the_model_first_and_is_made_under_its_own_lock(
+    model: MagiModel, clip: MagiTextEncoder, tmp_path: Path
+) -> None:
+    Film(model, clip, None, tmp_path).work.make()
+    film = Film(model, clip, None, tmp_path, review=3)
+    answers = [Answer("retry", 1), Answer("approve")]
+    rewound, loaded, held = Run.rewound, [], []
+
+    def look(run: Run, *asked: Any, **more: Any) -> Making:
+        loaded.append(film.ready)
+        return rewound(run, *asked, **more)
+
+    def wait(announce: object, check: object) -> Answer:
+        assert film.work.run is not None
+        held.append((film.work.run.folder.name, taken(film.work.run.folder)))
+        return answers.pop(0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "rewound", look)
+        patch.setattr(film.told.desk, "wait", wait)
+        film.work.make()
+    name = film.told.about.run
+    assert loaded == [1] and held == [(name, True), (f"{name}_2", True)]
+    assert not any(taken(tmp_path / folder) for folder, _ in held), "nobody is at them any more"
 
 
 def test_an_answer_reaches_the_run_that_waits() -> None:
@@ -251,6 +282,8 @@ def test_names_are_found_again_and_differ_where_the_result_does(
     place.folder.mkdir()
     second = place.next()
     assert second.take == 2 and place_of(second.folder) == second
+    second.folder.with_name(f"{second.folder.name}.mp4").touch()
+    assert place.next().take == 3, "the video of a take that was removed keeps its name"
     assert place_of(tmp_path / "session_00001_") is None
 
 
