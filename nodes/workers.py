@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -14,6 +15,9 @@ from magi_core.parallel import Engine, FromFiles, start
 from magi_core.parallel.devices import home, suited
 from magi_core.parallel.fit import place_of
 from magi_core.parallel.predict import Way
+
+STARTED: weakref.WeakSet[Workers] = weakref.WeakSet()
+"""All that were started here: two of them on one device would each hold a model there."""
 
 
 class Workers:
@@ -38,12 +42,15 @@ class Workers:
         return replace(use, weights=place_of(use, len(self.devices), self.way, self.wanted, room))
 
     def take(self, session: Session) -> None:
-        """Run the session from its next step on. Workers that ended are started again; how they share the model is what suits the first
-        session. Raises MagiError where they cannot start or cannot share the model in this way.
+        """Run the session from its next step on. Workers that ended are started again, and others on the same devices end for them; how they
+        share the model is what suits the first session. Raises MagiError where they cannot start or cannot share the model in this way.
         """
         if self._engine is None or not self._engine.alive:
             build, strategy = suited(session, self.build, self.devices, self.way, self.wanted)
-            self.close()
+            for other in list(STARTED):
+                if set(other.devices) & set(self.devices):
+                    other.close()
+            STARTED.add(self)
             self._engine = start(build, self.devices, strategy)
         if session.runner != self._engine.runner:
             session.run_by(self._engine.runner)
