@@ -197,11 +197,15 @@ class VideoWriter:
 
 
 def check_target(path: Path) -> None:
-    """Raise MagiError unless the name says what kind of video is to be written there."""
+    """Raise MagiError unless the name says what kind of video is to be written there, and no folder with other things in it is there."""
     if path.suffix.lower() not in KINDS or not path.name or (path.suffix and path.is_dir()):
         raise MagiError(
             f"cannot write a video to {str(path)!r}; end the name in .mp4 or .webm, or name a folder for PNGs"
         )
+    if not path.suffix and path.exists():
+        with clear_errors(path):
+            if not path.is_dir() or any(path.iterdir()):
+                raise MagiError(f"{path} exists and is not an empty folder; name a new folder for the pictures")
 
 
 @contextmanager

@@ -107,8 +107,6 @@ class PngFolder:
     """A folder of lossless pictures 000000.png, 000001.png, ...; each carries the metadata."""
 
     def __init__(self, target: Path, rate: Fraction, metadata: Mapping[str, str]) -> None:
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise MagiError(f"{target} exists and is not an empty folder; name a new folder for the pictures")
         self._target = target
         self._metadata = {"fps": str(rate), **metadata}
         target.parent.mkdir(parents=True, exist_ok=True)

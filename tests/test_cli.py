@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from magi_core.checkpoint.find import BUILT_IN
 from magi_core.cli import main
 from magi_core.making import Making
 from magi_core.video import read_metadata, read_video
@@ -93,6 +94,30 @@ def test_a_run_can_be_kept_and_comes_out_as_pictures_too() -> None:
     assert len(read_video(Path("b.mp4"))) == 12 + 24
 
 
+def test_a_result_is_not_put_into_the_run_that_is_removed(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("generate", "--storyboard", STORY, "--steps", "4", "--quiet")
+    assert run(*words, "--save-session", "magi.run/a.session", "-o", "magi.mp4") == 2
+    assert "a.session lies in the run's own folder" in capsys.readouterr().err and not Path("magi.run").exists()
+    assert run(*words, "--keep", "kept", "-o", "a.mp4") == 0
+    assert run("resume", "kept", "-o", "kept/video.mp4") == 2
+    assert "lies in the run's own folder" in capsys.readouterr().err
+
+
+def test_a_model_named_by_a_path_is_found_again_from_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("convert", "nano", "own.safetensors") == 0
+    for part in ("vae", "t5"):
+        Path(part).symlink_to(BUILT_IN["nano"] / part)
+    words = ("--storyboard", STORY, "--steps", "4", "--quiet", "--keep", "kept", "-o", "a.mp4")
+    assert run("generate", "--model", "own.safetensors", *words) == 0
+    kept = Path("kept").absolute()
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert run("resume", str(kept), "-o", "b.mp4", "--quiet") == 0
+    assert Path("b.mp4").read_bytes() == kept.with_name("a.mp4").read_bytes()
+    settings = json.loads(read_metadata(Path("b.mp4"))["settings"])
+    assert settings["model"] == "own.safetensors", "the film says what was typed, not where that lay"
+
+
 def test_plan_check_and_convert(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("plan", "--storyboard", STORY) == 0
     assert "36 frames" in capsys.readouterr().out
@@ -131,6 +156,7 @@ def test_estimate_says_what_a_video_would_cost(capsys: pytest.CaptureFixture[str
         (["generate", "--prompt", "a", "--model", "24b"], "24b"),
         (["generate", "--prompt", "a", "--device", "gpu9"], "gpu9"),
         (["generate", "--prompt", "a", "-o", "a.avi"], "a.avi"),
+        (["generate", "--prompt", "a", "-o", ".."], "not an empty folder"),
         (["generate", "--prompt", "a", "--more-to-come", "-3"], "more_to_come"),
         (["generate", "--storyboard", "no.json"], "no.json"),
         (["generate", "--storyboard", '{"version": 9, "shots": [{"prompt": "a", "seconds": 1}]}'], "version"),

@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
+from magi_core.checkpoint.find import BUILT_IN
 from magi_core.cli.model import OPTIONS, open_asked, sharing
 from magi_core.errors import MagiError
 from magi_core.lora import Lora
@@ -72,6 +73,8 @@ def write(generation: Generation, decode: Decode, arguments: argparse.Namespace,
     if making.finished():
         raise MagiError("there is nothing left to make; give --prompt or --storyboard to go on")
     check_target(arguments.output)
+    folder = arguments.keep or _free(arguments.output)
+    _check_outside(folder, arguments.output, arguments.save_session)
     session = making.session
     made_with = {
         "model": arguments.model,
@@ -80,16 +83,19 @@ def write(generation: Generation, decode: Decode, arguments: argparse.Namespace,
         "sampling": asdict(session.sampling),
     }
     story = storyboard.to_json() if storyboard else ""
+    # Wherever the run is gone on with from.
+    model = arguments.model if arguments.model in BUILT_IN else str(Path(arguments.model).expanduser().absolute())
     settings = {
         "output": str(arguments.output.absolute()),
         "session": str(arguments.save_session.absolute()) if arguments.save_session else None,
         "kept": arguments.keep is not None,
         "lora": [lora.document() for lora in arguments.lora],
         **{name: getattr(arguments, name) for name in OPTIONS},
+        "model": model,
     }
     metadata = {"prompt": story, "settings": json.dumps(made_with)}
-    asked = Asked(story, arguments.model, Fraction(generation.fps), drain, settings, metadata)
-    run = Run.create(arguments.keep or _free(arguments.output), asked, making)
+    asked = Asked(story, model, Fraction(generation.fps), drain, settings, metadata)
+    run = Run.create(folder, asked, making)
     return make(run, making, decode, arguments.output, quiet=arguments.quiet)
 
 
@@ -103,6 +109,7 @@ def run_resume(arguments: argparse.Namespace) -> int:
         raise MagiError(f"the run {run.folder} was not made by the command line; go on with it where it was made")
     output = arguments.output or Path(settings["output"])
     check_target(output)
+    _check_outside(run.folder, output, Path(settings["session"]) if settings["session"] else None)
     loras = [Lora.of_document(document) for document in settings.get("lora", [])]
     options = {name: settings[name] for name in OPTIONS}
     if arguments.devices is not None:
@@ -166,6 +173,13 @@ def _export(run: Run, decode: Decode, output: Path) -> None:
     with VideoWriter(output, fps=run.asked.fps, metadata=run.asked.metadata) as writer:
         for index in range(run.first, run.end):
             writer.append(run.chunk(index).decoded(decode))
+
+
+def _check_outside(folder: Path, *results: Path | None) -> None:
+    """Raise MagiError where a result would lie among the files of the run in ``folder``, which is removed when it is finished."""
+    for result in results:
+        if result is not None and folder.resolve() in (result.resolve(), *result.resolve().parents):
+            raise MagiError(f"{result} lies in the run's own folder {folder}; choose a place outside of it")
 
 
 def _free(output: Path) -> Path:
