@@ -25,10 +25,11 @@ from torch import Tensor
 
 from magi_core.checkpoint.find import CheckpointFiles, find_checkpoint
 from magi_core.checkpoint.load import load_dit
-from magi_core.config import MAX_SIDE, Sampling
+from magi_core.config import MAX_KV_CHUNKS, MAX_SIDE, Sampling
 from magi_core.cost.around import decode_bytes
 from magi_core.cost.estimate import vae_bytes
 from magi_core.cost.memory import Use, choose_place, free_bytes
+from magi_core.denoise.schedule import Schedule
 from magi_core.denoise.storage import read_size
 from magi_core.errors import MagiError
 from magi_core.generation import Generation
@@ -36,7 +37,7 @@ from magi_core.images import Fit, Frames, check_frames, read_keyframe, resize
 from magi_core.keeping import Run
 from magi_core.kernels import attention
 from magi_core.lora import Lora, Used, read, use, used
-from magi_core.making import Decode, Making
+from magi_core.making import FRAMES_PER_LATENT, Decode, Making
 from magi_core.memory.streaming import Place
 from magi_core.model import MagiDiT
 from magi_core.plan import Plan, plan
@@ -48,12 +49,19 @@ from magi_core.text.special_tokens import SpecialTokens
 from magi_core.vae import Tiling, VAEConfig, ViTVAE, load_vae, read_vae_config, tiling_for
 from magi_core.vae.chunks import decode_frames, encode_frames
 from magi_core.vae.load import CONFIG_FILE
-from magi_core.wishes import Wishes, changed
+from magi_core.wishes import Wishes, changed, check_kept
 
 log = logging.getLogger(__name__)
 
 CONTEXT_FRAMES = 96
-"""How much of a video file is worth reading when it is continued: 4 chunks, all that any released setting looks at."""
+"""How much of a video that is continued the released settings look at: 4 chunks."""
+
+
+def context_frames(sampling: Sampling) -> int:
+    """How many frames at the end of a video are worth reading when it is continued so: all that its continuation looks at."""
+    far = MAX_KV_CHUNKS
+    chunks = far - Schedule.of(sampling).first_read(far, far * (sampling.num_steps // sampling.window_size))
+    return max(CONTEXT_FRAMES, chunks * sampling.chunk_width * FRAMES_PER_LATENT)
 
 
 class Magi:
@@ -236,8 +244,9 @@ class Magi:
         """Go on with an earlier generation, or a saved one: first with what it still has planned, then with ``storyboard``.
 
         earlier: also the path of a session file, or of a run's folder (``keeping``).
-        Exact: what was in flight or remembered is used as it is. Size, seed and sampling stay as they were; of ``wishes`` only the
-        special tokens, fit and more_to_come matter. Raises MagiError when a file is damaged, or belongs to another model or other LoRAs.
+        Exact: what was in flight or remembered is used as it is. Size, seed, sampling and negative stay as they were; ``wishes`` are
+        for the special tokens, fit and more_to_come. Raises MagiError when they ask for something else, when a file is damaged, or
+        belongs to another model or other LoRAs.
         """
         wishes = changed(wishes or Wishes(), changes)
         if isinstance(earlier, Generation):
@@ -248,9 +257,10 @@ class Magi:
             making = Making.load(Path(earlier), self.dit_for(earlier))
         making.check_loras(self.used_loras)
         session = making.session
+        patch = self.vae_config.patch_size
+        check_kept(wishes, session, patch, self.special_tokens)
         if storyboard is not None:
             layout = self._plan(_storyboard(storyboard), wishes, session.sampling, making.held_frames)
-            patch = self.vae_config.patch_size
             images = self._keyframes(layout, session.height * patch, session.width * patch, wishes.fit, folder)
             self._add(making, layout, images, wishes)
         return Generation(making, self.decoder(), self.config.fps)

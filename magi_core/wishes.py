@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import get_args
 
+import torch
+
 from magi_core.config import MAX_SIDE, Sampling
+from magi_core.denoise import Session
+from magi_core.denoise.checks import check_caption
 from magi_core.denoise.noise import check_seed
 from magi_core.errors import MagiError, shorten, whole_number
 from magi_core.images import Fit
 from magi_core.plan import MAX_MORE_TO_COME
-from magi_core.text.special_tokens import PromptTokens
+from magi_core.text.assembly import null_caption
+from magi_core.text.special_tokens import PromptTokens, SpecialTokens
 
 
 @dataclass(frozen=True)
@@ -54,3 +59,23 @@ def changed(wishes: Wishes, changes: dict[str, object]) -> Wishes:
     if unknown:
         raise MagiError(f"unknown setting {sorted(unknown)[0]!r}; known: {', '.join(vars(wishes))}")
     return replace(wishes, **changes)  # type: ignore[arg-type]
+
+
+def check_kept(wishes: Wishes, session: Session, patch: int, special: SpecialTokens | None) -> None:
+    """Raise MagiError where wishes for a video that goes on ask for something else than it was begun with.
+
+    patch: pixels of a latent, in height and in width. special: what a negative prompt is made of.
+    """
+    own = {"height": session.height * patch, "width": session.width * patch, "seed": session.seed}
+    asked = {name: getattr(wishes, name) for name in own if getattr(wishes, name) is not None}
+    if wishes.sampling is not None:
+        own, asked = {**own, **vars(session.sampling)}, {**asked, **vars(wishes.sampling)}
+    for name, value in asked.items():
+        if value != own[name]:
+            raise MagiError(
+                f"{name} is {shorten(value)}, but the video was begun with {shorten(own[name])} and keeps it; leave it out"
+            )
+    if wishes.negative:
+        null = check_caption(null_caption(session.model.null_caption.detach(), special), session.model)
+        if special is None or not torch.equal(null.embedding, session.null.embedding):
+            raise MagiError("negative is on, but the video was begun without it and stays so; leave it out")

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 import magi_core
+from magi_core.config import Sampling
 from magi_core.cost.memory import Use
 from magi_core.errors import MagiError
 from magi_core.images import write_png
 from magi_core.keeping import Asked, Run
-from magi_core.pipeline import Magi
+from magi_core.pipeline import Magi, context_frames
 from magi_core.retake import reword
 from magi_core.vae.chunks import decode_frames
 from magi_core.worlds.clips import Clip, Phase, render
@@ -192,6 +193,27 @@ def test_a_clips_incomplete_chunk_is_filled_by_other_words_too(
     begun.making.rewind(0, lambda number: pytest.fail("nothing was made yet"), keep_plan=False)
     again = magi.extend(begun, "1s: it moves left")
     assert [planned.frames for planned in again.making.pending.values()] == [16, 8]
+
+
+def test_what_a_video_keeps_is_not_asked_for_anew(magi: Magi, quick: dict[str, object]) -> None:
+    begun = magi.generate(STORY, negative=True, **quick)
+    magi.extend(begun, seed=3, height=64, negative=True, sampling=quick["sampling"])
+    for asked, named in (
+        ({"seed": 4}, "seed is 4, but the video was begun with 3"),
+        ({"width": 96}, "width is 96, but the video was begun with 64"),
+        ({"sampling": magi.config.sampling}, "num_steps is 8, but the video was begun with 4"),
+    ):
+        with pytest.raises(MagiError, match=named):
+            magi.extend(begun, STORY, **asked)
+    with pytest.raises(MagiError, match="negative is on"):
+        magi.extend(magi.generate(STORY, **quick), negative=True)
+
+
+def test_as_much_of_a_video_is_read_as_its_continuation_looks_at() -> None:
+    assert context_frames(Sampling()) == context_frames(Sampling(noise2clean_kvrange=(2, 2, 2, 2))) == 96
+    assert context_frames(Sampling(noise2clean_kvrange=(9, 9, 9, 9))) == 8 * 24
+    assert context_frames(Sampling(clean_chunk_kvrange=7)) == 6 * 24
+    assert context_frames(Sampling(noise2clean_kvrange=())) > 1_000_000, "all of it"
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     start.add_argument("--video", type=Path, help="continue this video (its frames are not repeated in the output)")
     generate.add_argument("--size", metavar="WxH", help="size in pixels, multiples of 16 (default: the model's)")
     generate.add_argument("--seed", type=int, help="the same seed gives the same video (default: the model's)")
+    generate.add_argument(
+        "--negative", action="store_true", help="steer away from borders, logos, captions and transitions"
+    )
     _add_sampling(generate)
     add_model(generate)
     _add_wishes(generate)
@@ -75,9 +78,6 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 def _add_wishes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", nargs="*", default=[], choices=TOKENS, help="special tokens before every prompt")
     parser.add_argument(
-        "--negative", action="store_true", help="steer away from borders, logos, captions and transitions"
-    )
-    parser.add_argument(
         "--fit", choices=("crop", "pad", "stretch"), default="crop", help="how pictures get the video's size"
     )
     parser.add_argument("--more-to-come", type=int, default=0, metavar="CHUNKS", help="chunks a later extend will add")
@@ -92,16 +92,18 @@ def run_plan(arguments: argparse.Namespace) -> int:
 
 def run_generate(arguments: argparse.Namespace) -> int:
     from magi_core.images import read_image
-    from magi_core.pipeline import CONTEXT_FRAMES
+    from magi_core.pipeline import context_frames
     from magi_core.video import read_video
 
     storyboard, folder = _story(arguments)
     magi = open_asked(arguments)
     height, width = parse_size(arguments.size)
     sampling = magi.config.sampling.changed(steps=arguments.steps, window=arguments.window, guidance=arguments.guidance)
-    wishes = replace(_wishes(arguments), height=height, width=width, seed=arguments.seed, sampling=sampling)
+    asked = {"height": height, "width": width, "seed": arguments.seed, "negative": arguments.negative}
+    wishes = replace(_wishes(arguments), **asked, sampling=sampling)
     image = read_image(arguments.image) if arguments.image else None
-    video = read_video(arguments.video, fps=magi.config.fps, last=CONTEXT_FRAMES) if arguments.video else None
+    last = context_frames(sampling)
+    video = read_video(arguments.video, fps=magi.config.fps, last=last) if arguments.video else None
     generation = magi.generate(storyboard, image=image, video=video, wishes=wishes, folder=folder)
     with sharing(arguments, magi) as within, within(generation.making) as decode:
         return write(generation, decode, arguments, storyboard)
@@ -137,7 +139,7 @@ def _wishes(arguments: argparse.Namespace) -> Wishes:
     from magi_core.wishes import Wishes
 
     tokens = PromptTokens(**{TOKENS[name]: True for name in arguments.tokens})
-    return Wishes(tokens=tokens, negative=arguments.negative, fit=arguments.fit, more_to_come=arguments.more_to_come)
+    return Wishes(tokens=tokens, fit=arguments.fit, more_to_come=arguments.more_to_come)
 
 
 def parse_size(text: str | None) -> tuple[int | None, int | None]:
