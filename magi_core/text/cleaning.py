@@ -68,6 +68,8 @@ _SYMBOLS = _rules(
     (r"[#®•©™&@·º½¾¿¡§~)(\]\[}{|\\/*]+", " "),
     (r"\s+\.\s+", " "),
 )
+_CJK = re.compile("[\u31c0-\u9fff]")
+"""All that the rules above remove of it."""
 _JOINTS = re.compile(r"[-_]")
 _MANY_JOINTS = 3  # more hyphens and underscores than this, and they all stand for spaces
 _WORDS = _rules(
@@ -94,13 +96,21 @@ _WORDS = _rules(
 def clean_caption(prompt: str) -> str:
     """The prompt as it is given to the tokenizer: cleaned twice, as the reference does (the second pass may remove more).
 
-    A prompt of more than ``MAX_CHARACTERS`` is cut, with a logged warning. Raises MagiError when it is no string.
+    A prompt of more than ``MAX_CHARACTERS`` is cut, with a logged warning; so is said what an artist would not expect to be left out:
+    Chinese, or all of it. Raises MagiError when it is no string.
     """
     if not isinstance(prompt, str):
         raise MagiError(f"a prompt must be text, not {type(prompt).__name__} ({prompt!r:.60})")
     if len(prompt) > MAX_CHARACTERS:
         logger.warning("the prompt has %d characters; only the first %d are read", len(prompt), MAX_CHARACTERS)
-    return clean_once(clean_once(prompt[:MAX_CHARACTERS]))
+    cleaned = clean_once(clean_once(prompt[:MAX_CHARACTERS]))
+    if prompt.strip() and not cleaned:
+        logger.warning(
+            "nothing of the prompt '%.60s' is read; say it in English words, not as a link or a file's name", prompt
+        )
+    elif _CJK.search(prompt):
+        logger.warning("the Chinese characters of the prompt '%.60s' are not read; say it in English", prompt)
+    return cleaned
 
 
 def clean_once(text: str) -> str:

@@ -71,6 +71,21 @@ def test_any_text_becomes_one_stripped_line(text: str) -> None:
     assert cleaned == cleaned.strip() and "\n" not in cleaned
 
 
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ("\u4e00\u53ea\u732b", "nothing of the prompt"),
+        ("www.example.com", "nothing of the prompt"),
+        ("a cat, \u732b", "the Chinese characters of the prompt"),
+        ("a cat", ""),
+        (" ", ""),
+    ],
+)
+def test_what_cleaning_leaves_nothing_of_is_said(prompt: str, says: str, caplog: pytest.LogCaptureFixture) -> None:
+    clean_caption(prompt)
+    assert (says in caplog.text and prompt in caplog.text) if says else not caplog.text
+
+
 def test_long_prompt_is_cut_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         cleaned = clean_caption("word " * MAX_CHARACTERS)
