@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import lcm
 from typing import Any
 
 import torch
@@ -161,14 +162,15 @@ class Sampling:
             whole_number("an entry of noise2clean_kvrange", length, 1, MAX_KV_CHUNKS)
         if self.clean_chunk_kvrange != -1:  # which stands for the last noise2clean_kvrange
             whole_number("clean_chunk_kvrange", self.clean_chunk_kvrange, 1, MAX_KV_CHUNKS)
-        if self.num_steps % self.window_size:
+        ranges = len(self.noise2clean_kvrange) or 1
+        unit = lcm(self.window_size, ranges)
+        if self.num_steps % unit:
+            odd = f"window_size {self.window_size}"
+            if not self.num_steps % self.window_size:
+                odd = f"{ranges}, the number of noise2clean_kvrange entries"
+            near = max(unit, self.num_steps - self.num_steps % unit)
             raise MagiError(
-                f"num_steps {self.num_steps} is not a multiple of window_size {self.window_size}; "
-                f"use {self.num_steps - self.num_steps % self.window_size or self.window_size} steps or another window"
-            )
-        if self.noise2clean_kvrange and self.num_steps % len(self.noise2clean_kvrange):
-            raise MagiError(
-                f"num_steps {self.num_steps} is not a multiple of {len(self.noise2clean_kvrange)}, the number of noise2clean_kvrange entries"
+                f"num_steps {self.num_steps} is not a multiple of {odd}; use {near} steps or another window"
             )
         if self.cfg_number not in (1, 3):
             raise MagiError(

@@ -52,3 +52,11 @@ def test_times_for_another_number_of_steps_or_a_distilled_model() -> None:
         Sampling(cfg_number=1).changed(times=CURVE)
     with pytest.raises(MagiError, match="not a multiple of window_size"):
         OWN.changed(times=(0.0, 0.5, 1.0))
+
+
+def test_the_steps_that_are_proposed_would_do() -> None:
+    """Of the window and of the number of ranges at once."""
+    for changes, near in (({"window": 3}, 12), ({"steps": 30, "window": 3}, 24), ({"steps": 6, "window": 2}, 4)):
+        with pytest.raises(MagiError, match=f"use {near} steps"):
+            OWN.changed(**changes)
+        OWN.changed(**{**changes, "steps": near})

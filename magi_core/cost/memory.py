@@ -21,7 +21,7 @@ from magi_core.checkpoint.load import empty_dit
 from magi_core.config import DiTConfig, MagiConfig, Sampling
 from magi_core.cost.peak import peak_bytes
 from magi_core.denoise.guidance import SHARED_TOKENS
-from magi_core.denoise.schedule import Schedule, Step
+from magi_core.denoise.schedule import Schedule, Step, prefix_kv_length
 from magi_core.errors import MagiError
 from magi_core.kernels import AttnRange
 from magi_core.memory.streaming import SLOTS, Place
@@ -199,7 +199,8 @@ def fullest_step(sampling: Sampling, num_frames: int) -> tuple[Step, int]:
     With an empty ``noise2clean_kvrange`` every chunk sees all before it: those of a video of ``num_frames`` frames.
     """
     ranges = sampling.noise2clean_kvrange
-    chunks = sampling.window_size + max(ranges) + 1 if ranges else -(-num_frames // (4 * sampling.chunk_width))
+    farthest = max(*ranges, prefix_kv_length(sampling)) if ranges else 0
+    chunks = sampling.window_size + farthest + 1 if ranges else -(-num_frames // (4 * sampling.chunk_width))
     steps = list(Schedule.of(sampling).run(0, chunks))
     fullest = max(steps, key=lambda step: (len(step.kv_chunks), sum(end - start for start, end in step.kv_chunks)))
     return fullest, max(step.chunks.start - min(start for start, _ in step.kv_chunks) for step in steps)

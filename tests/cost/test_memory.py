@@ -23,6 +23,7 @@ from magi_core.cost.memory import (
     weight_bytes,
 )
 from magi_core.cost.peak import peak_bytes
+from magi_core.denoise.schedule import Schedule
 from magi_core.errors import MagiError
 from magi_core.model import KVCache, MagiDiT
 from magi_core.presets import PRESETS
@@ -133,6 +134,13 @@ def test_weights_and_cache_of_the_release() -> None:
     assert halved.weights < 0.6 * (outside + sum(layers))
     no_ranges = replace(PRESETS["4.5b"].sampling, noise2clean_kvrange=())
     assert fullest_step(no_ranges, 96)[1] == 3  # the last of four chunks sees the others
+
+
+@pytest.mark.parametrize("sampling", [Sampling(clean_chunk_kvrange=12), Sampling(noise2clean_kvrange=(12, 1, 1, 1))])
+def test_as_many_keys_are_planned_as_the_farthest_look_needs(sampling: Sampling) -> None:
+    steps = Schedule.of(sampling).run(0, 40)
+    held = max(step.chunks.start - min(start for start, _ in step.kv_chunks) for step in steps)
+    assert fullest_step(sampling, 96)[1] == held > 4
 
 
 def test_small_windows_hold_three_passes_where_layers_are_streamed() -> None:
