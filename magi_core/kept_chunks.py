@@ -27,7 +27,7 @@ def read_chunk(path: Path) -> Finished:
     """The chunk that ``write_chunk`` wrote, on the CPU; raises MagiError when the file is missing or damaged."""
     header, tensors = read_tensors(path, KIND, "chunk file")
     try:
-        if header["version"] != VERSION:
+        if header["version"] > VERSION:
             raise MagiError(f"the chunk file {path} is of a newer version; update comfyui-magi")
         spans = tuple(Span(tensors[str(n)], *shown) for n, shown in enumerate(header["spans"]))
         for span in spans:

@@ -21,10 +21,12 @@ from magi_core.errors import MagiError
 from magi_core.files import atomic_write
 from magi_core.keeping import Asked, Run
 from magi_core.kept_bytes import kept_bytes
+from magi_core.kept_chunks import read_chunk
 from magi_core.live import Live, LiveChunk, produce
 from magi_core.making import Making
 from magi_core.model import MagiDiT
 from magi_core.run_folders import prune, runs
+from magi_core.tensor_files import read_tensors, write_tensors
 from magi_core.video import read_metadata, read_video
 from tests.tiny_run import CHUNKS, SAMPLING, SIDE, add, asked, begin, content, decode, make, make_or_go_on, model
 
@@ -107,6 +109,17 @@ def test_a_damaged_chunk_that_the_video_lacks_is_made_again(dit: MagiDiT, alone:
         run.chunk(2)
     make_or_go_on(dit, run.folder)
     assert content(run.folder) == content(alone)
+
+
+def test_a_chunk_of_a_newer_version_says_so(alone: Path, tmp_path: Path) -> None:
+    path = tmp_path / "000000.safetensors"
+    for version, says in ((99, "of a newer version; update"), ("2", "is damaged")):
+        write_tensors(path, {}, "magi_chunk", {"version": version})
+        with pytest.raises(MagiError, match=says):
+            read_chunk(path)
+    header, tensors = read_tensors(alone / "chunks" / path.name, "magi_chunk", "chunk file")
+    write_tensors(path, tensors, "magi_chunk", {**header, "version": 1})
+    assert read_chunk(path).index == 0
 
 
 def test_what_a_kill_left_of_a_file_is_removed(dit: MagiDiT, alone: Path, tmp_path: Path) -> None:

@@ -32,7 +32,9 @@ RUN = ".run"
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    resume = commands.add_parser("resume", help="finish a video that was broken off, to the same bits")
+    resume = commands.add_parser(
+        "resume", help="finish a video that was broken off, to the same bits unless --reuse is used"
+    )
     resume.add_argument("folder", type=Path, help="the run's folder")
     resume.add_argument(
         "-o", "--output", type=Path, help=".mp4, .webm, or a folder for PNGs (default: as it was begun)"
