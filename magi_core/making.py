@@ -20,7 +20,7 @@ from torch import Tensor
 
 from magi_core.config import Sampling
 from magi_core.denoise.checks import check_latents
-from magi_core.denoise.chunk import ChunkCondition, FinishedChunk, Progress
+from magi_core.denoise.chunk import ChunkCondition, Progress
 from magi_core.denoise.rewind import rewind
 from magi_core.denoise.schedule import first_new_frame
 from magi_core.denoise.session import Session
@@ -111,8 +111,6 @@ class Making:
         """What the chunks that were not delivered yet are asked to show, by chunk number."""
         self.unshown = tuple(unshown)
         """Clean frames cut off the newest chunk, which come first when the video goes on."""
-        self.undelivered: Finished | None = None
-        """A clean chunk that ``step`` could not hand over because it was broken off."""
 
     @classmethod
     def start(
@@ -149,24 +147,23 @@ class Making:
         session, notes, extra = Session.load(path, dit)
         try:
             pending = {int(chunk): checked_plan(planned) for chunk, planned in json.loads(notes["pending"]).items()}
-            undelivered = sorted(pending.keys() - session.state.captions.keys())
-            if session.state.captions.keys() - pending.keys() or len(undelivered) > 1:
+            undelivered = pending.keys() - session.state.captions.keys()
+            if session.state.captions.keys() - pending.keys() or not undelivered <= {session.next_chunk - 1}:
                 raise ValueError("other chunks are planned")
-            spans = _spans(session, notes, extra)
-            loras = read_used(notes["loras"]) if "loras" in notes else None
-            if undelivered and not spans and "undecoded" not in extra:
+            if not undelivered <= session.state.clean.keys():
                 raise ValueError("a chunk is missing")
+            spans = _spans(session, notes, extra)
+            if undelivered and "unshown" in notes:  # the last one is that chunk itself
+                spans = spans[:-1]
+            loras = read_used(notes["loras"]) if "loras" in notes else None
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise MagiError(f"the session {path} does not say what its chunks are to show; it is damaged") from error
-        making = cls(session, pending, () if undelivered else spans, loras)
-        for chunk in undelivered:
-            own = (making._span(pending[chunk], extra["undecoded"]),) if "undecoded" in extra else ()
-            making.undelivered = Finished(chunk, pending[chunk], spans + own)
-        return making
+        return cls(session, pending, spans, loras)
 
     def save(self, path: Path) -> None:
         """Write a file from which ``load`` goes on to the same bits. All or nothing."""
-        spans = self.unshown if self.undelivered is None else self.undelivered.spans
+        undelivered = self.undelivered
+        spans = self.unshown if undelivered is None else undelivered.spans
         notes = {
             "pending": json.dumps({chunk: vars(planned) for chunk, planned in self.pending.items()}),
             "unshown": json.dumps([[span.first, span.frames] for span in spans]),
@@ -225,20 +222,21 @@ class Making:
         """Stand before ``chunk``, see ``denoise.rewind``. unshown: what the chunk before did not show."""
         rewind(self.session, chunk, clean, seed=seed, keep_plan=keep_plan)
         self.pending = {number: planned for number, planned in self.pending.items() if number >= chunk and keep_plan}
-        self.unshown, self.undelivered = tuple(unshown), None
+        self.unshown = tuple(unshown)
 
     def step(self, deliver: Callable[[Finished], T], *, drain: bool = True) -> T | None:
         """One denoise step; what ``deliver`` makes of the chunk that it finished, if any.
 
-        Where ``deliver`` is broken off, the next step hands the same chunk over again; nothing is lost. drain: see ``Session.step``.
+        Broken off anywhere, ``deliver`` too, the next step hands the same chunk over again; nothing is lost. drain: see ``Session.step``.
         """
-        if self.undelivered is None:
-            self.undelivered = self._finished(self.session.step(drain=drain))
-        if self.undelivered is None:
+        if not self._owes:
+            self.session.step(drain=drain)
+        finished = self.undelivered
+        if finished is None:
             return None
-        result = deliver(self.undelivered)
-        del self.pending[self.undelivered.index]
-        self.unshown, self.undelivered = self.undelivered.spans[-1].rest, None
+        result = deliver(finished)
+        del self.pending[finished.index]
+        self.unshown = finished.spans[-1].rest
         return result
 
     def chunks(self, *, drain: bool = True, watch: Callable[[Progress], None] | None = None) -> Iterator[Finished]:
@@ -256,7 +254,7 @@ class Making:
 
     def finished(self, *, drain: bool = True) -> bool:
         """Whether there is nothing left to do; with drain=False, nothing without leaving a window slot empty."""
-        return self.undelivered is None and (self.session.done or (self.session.starved and not drain))
+        return not self._owes and (self.session.done or (self.session.starved and not drain))
 
     def end(self, *, drain: bool = True) -> int:
         """The chunk before which ``chunks`` stops."""
@@ -273,18 +271,27 @@ class Making:
     @property
     def next_chunk(self) -> int:
         """The chunk that is delivered next."""
-        return self.session.next_chunk if self.undelivered is None else self.undelivered.index
+        return self.session.next_chunk - self._owes
+
+    @property
+    def undelivered(self) -> Finished | None:
+        """A clean chunk that ``step`` could not hand over yet because it was broken off; the session still has it."""
+        if not self._owes:
+            return None
+        session, number = self.session, self.session.next_chunk - 1
+        skip = first_new_frame(number, session.prefix_frames, session.sampling.chunk_width)
+        own = self._span(self.pending[number], session.state.clean[number][:, :, skip:].clone())
+        return Finished(number, self.pending[number], (*self.unshown, own))
+
+    @property
+    def _owes(self) -> bool:
+        """Whether the newest clean chunk was not handed over."""
+        return self.session.next_chunk - 1 in self.pending
 
     @property
     def progress(self) -> Progress:
         """Denoise steps done and planned, and the steps of each chunk in flight."""
         return self.session.progress
-
-    def _finished(self, finished: FinishedChunk | None) -> Finished | None:
-        if finished is None:
-            return None
-        planned = self.pending[finished.index]
-        return Finished(finished.index, planned, (*self.unshown, self._span(planned, finished.latents)))
 
     def _span(self, planned: ChunkPlan, latents: Tensor) -> Span:
         # A clip of one latent frame is taken for an image, which is part of what comes out; a clip's frames are not.

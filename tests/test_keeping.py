@@ -17,6 +17,7 @@ import torch
 
 import magi_core
 from magi_core import run_lock
+from magi_core.denoise import Session
 from magi_core.errors import MagiError
 from magi_core.files import atomic_write
 from magi_core.keeping import Asked, Run
@@ -173,6 +174,33 @@ def test_an_interrupt_between_two_chunks_repeats_no_step(dit: MagiDiT, alone: Pa
     assert going_on.progress.steps == 5
     make(run, going_on)
     assert content(run.folder) == content(alone)
+
+
+def test_an_interrupt_right_after_a_chunk_became_clean_loses_nothing(
+    dit: MagiDiT, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    making, step = begin(dit), Session.step
+
+    def broken_off(session: Session, *, drain: bool = True) -> None:
+        if step(session, drain=drain) is not None:
+            raise KeyboardInterrupt
+
+    for chunk in range(CHUNKS):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Session, "step", broken_off)
+            list(making.chunks())
+        assert making.next_chunk == chunk and not making.finished()
+        making.save(tmp_path / "now.session")
+        again = Making.load(tmp_path / "now.session", dit).step(lambda finished: finished)
+        finished = making.step(lambda finished: finished)
+        assert finished is not None and again is not None
+        kept = Run.open(alone).chunk(chunk)
+        for one in (finished, again):
+            assert (one.index, one.plan) == (kept.index, kept.plan) and len(one.spans) == len(kept.spans)
+            for span, wanted in zip(one.spans, kept.spans, strict=True):
+                assert (span.first, span.frames) == (wanted.first, wanted.frames)
+                assert torch.equal(span.latents, wanted.latents)
+    assert making.finished()
 
 
 @pytest.fixture
