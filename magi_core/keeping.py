@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from magi_core.config import Sampling
-from magi_core.denoise.storage import fingerprint, read_size
+from magi_core.denoise.storage import OtherModel, fingerprint, read_size
 from magi_core.errors import MagiError, shorten, whole_number
 from magi_core.files import atomic_write, read_json_object
 from magi_core.growing_mp4 import CRF, Fragment, GrowingMp4, copy_mp4, fragments_of
@@ -213,6 +213,8 @@ class Run:
                 making = Making.load(path, dit)
                 for _ in self.unshown(making.next_chunk):
                     pass  # all must be readable, since only the chunks from next_chunk on are made again
+            except OtherModel:
+                raise
             except MagiError as error:
                 warn(f"{error}; the checkpoint before it is used")
                 continue

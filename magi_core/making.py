@@ -103,10 +103,13 @@ class Making:
         pending: Mapping[int, ChunkPlan] | None = None,
         unshown: Sequence[Span] = (),
         loras: Sequence[Used] | None = (),
+        fp8: bool | None = None,
     ) -> None:
         self.session = session
         self.loras = loras
         """What the model has besides its weights; None: a file of an earlier version does not say."""
+        self.fp8 = fp8
+        """Whether the weights are quantised when they are read; None: not said."""
         self.pending = dict(pending or {})
         """What the chunks that were not delivered yet are asked to show, by chunk number."""
         self.unshown = tuple(unshown)
@@ -125,9 +128,10 @@ class Making:
         special: SpecialTokens | None = None,
         prefix: Tensor | None = None,
         loras: Sequence[Used] = (),
+        fp8: bool | None = None,
     ) -> Making:
         """A new video. height, width: of the latents. negative: steer away from what ``special`` has tokens for. prefix: scaled latents
-        that it continues. loras: what ``dit`` has besides its weights. Raises MagiError for what does not fit.
+        that it continues. loras: what ``dit`` has besides its weights. fp8: whether these were quantised when they were read. Raises MagiError for what does not fit.
         """
         if negative and special is None:
             raise MagiError(
@@ -136,7 +140,7 @@ class Making:
         null = null_caption(dit.null_caption.detach(), special if negative else None)
         prefix = None if prefix is None else prefix.to(dit.null_caption.device)
         session = Session(dit, sampling, height=height, width=width, seed=seed, null=null, prefix=prefix)
-        return cls(session, loras=loras)
+        return cls(session, loras=loras, fp8=fp8)
 
     @classmethod
     def load(cls, path: Path, dit: MagiDiT) -> Making:
@@ -156,9 +160,10 @@ class Making:
             if undelivered and "unshown" in notes:  # the last one is that chunk itself
                 spans = spans[:-1]
             loras = read_used(notes["loras"]) if "loras" in notes else None
+            fp8 = {"true": True, "false": False}[notes["fp8"]] if "fp8" in notes else None
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise MagiError(f"the session {path} does not say what its chunks are to show; it is damaged") from error
-        return cls(session, pending, spans, loras)
+        return cls(session, pending, spans, loras, fp8)
 
     def save(self, path: Path) -> None:
         """Write a file from which ``load`` goes on to the same bits. All or nothing."""
@@ -170,6 +175,8 @@ class Making:
         }
         if self.loras is not None:
             notes["loras"] = write_used(self.loras)
+        if self.fp8 is not None:
+            notes["fp8"] = json.dumps(self.fp8)
         self.session.save(path, notes=notes, extra={f"unshown_{n}": span.latents for n, span in enumerate(spans)})
 
     def check_loras(self, present: Sequence[Used]) -> None:
@@ -177,6 +184,17 @@ class Making:
         if self.loras is None:
             self.loras = present
         check_same(self.loras, present, "the video")
+
+    def check_fp8(self, present: bool) -> None:
+        """Raise MagiError where the video was made with other 8 bits than the model has now. One that does not say goes on with these."""
+        if self.fp8 not in (None, present):
+            was, now = (
+                "quantised to fp8" if each else "in the precision of their file" for each in (self.fp8, present)
+            )
+            raise MagiError(
+                f"the video was made with weights {was}, and the model has them {now}; load it as before (fp8={self.fp8}, or --precision)"
+            )
+        self.fp8 = present
 
     def add(
         self,

@@ -127,6 +127,11 @@ class Magi:
         use(model, adapters)
         return model
 
+    @property
+    def _quantises(self) -> bool:
+        """Whether reading the weights changes them: those in 8 bits stay as they are."""
+        return self.fp8 and not self.config.dit.fp8_quant
+
     @cached_property
     def used_loras(self) -> tuple[Used, ...]:
         """As sessions remember them."""
@@ -225,6 +230,7 @@ class Magi:
             special=self.special_tokens,
             prefix=prefix,
             loras=self.used_loras,
+            fp8=self._quantises,
         )
         images = self._keyframes(layout, height, width, wishes.fit, folder)
         if image is not None:
@@ -256,6 +262,7 @@ class Magi:
         else:
             making = Making.load(Path(earlier), self.dit_for(earlier))
         making.check_loras(self.used_loras)
+        making.check_fp8(self._quantises)
         session = making.session
         patch = self.vae_config.patch_size
         check_kept(wishes, session, patch, self.special_tokens)

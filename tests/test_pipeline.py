@@ -18,6 +18,7 @@ from magi_core.images import write_png
 from magi_core.keeping import Asked, Run
 from magi_core.pipeline import Magi, context_frames
 from magi_core.retake import reword
+from magi_core.tensor_files import read_tensors, write_tensors
 from magi_core.vae.chunks import decode_frames
 from magi_core.worlds.clips import Clip, Phase, render
 
@@ -207,6 +208,23 @@ def test_what_a_video_keeps_is_not_asked_for_anew(magi: Magi, quick: dict[str, o
             magi.extend(begun, STORY, **asked)
     with pytest.raises(MagiError, match="negative is on"):
         magi.extend(magi.generate(STORY, **quick), negative=True)
+
+
+def test_8_bits_are_part_of_what_a_video_was_made_with(
+    magi: Magi, quick: dict[str, object], planned: list[Use], tmp_path: Path
+) -> None:
+    magi.generate(STORY, **quick).save(tmp_path / "a.session")
+    in_8_bits = Magi(magi.files, fp8=True)
+    with pytest.raises(MagiError, match="in the precision of their file, and the model has them quantised to fp8"):
+        in_8_bits.extend(tmp_path / "a.session")
+    in_8_bits.generate(STORY, **quick).save(tmp_path / "b.session")
+    assert in_8_bits.extend(tmp_path / "b.session").making.fp8
+    with pytest.raises(MagiError, match=r"fp8=True, or --precision"):
+        magi.extend(tmp_path / "b.session")
+    header, tensors = read_tensors(tmp_path / "b.session", "magi_session", "session file")
+    del header["notes"]["fp8"]
+    write_tensors(tmp_path / "b.session", tensors, "magi_session", header)
+    assert magi.extend(tmp_path / "b.session").making.fp8 is False, "an earlier version did not say"
 
 
 def test_as_much_of_a_video_is_read_as_its_continuation_looks_at() -> None:

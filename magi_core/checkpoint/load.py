@@ -28,6 +28,7 @@ from magi_core.model.dit import MagiDiT
 from magi_core.model.fp8 import RowFp8Linear
 from magi_core.model.layers import keep_layers
 from magi_core.model.linear import Operations, managed, swap_linears
+from magi_core.model.origin import origin, sample
 
 logger = logging.getLogger(__name__)
 
@@ -78,17 +79,20 @@ def load_dit(
     wanted, state = {**model.state_dict(), **host}, {}
     if operations is not None:  # a host's layers may have no weights before they are loaded
         swap_linears(model, managed(operations))
+    samples = {}
     for name, tensor in read_tensors(stored, cache):
         if name not in wanted:  # a layer that is not asked for; it is mapped, not read
             continue
         if tensor.numel() <= SMALL:
             check_values(name, tensor, stored.path)
+        samples[name] = sample(tensor)
         for part, value in _parts(name, tensor, wanted[name].dtype, device):
             if part in host:
                 host[part].copy_(value)
             else:
                 state[part] = value.to(device=device, dtype=wanted[part].dtype)
     model.load_state_dict(state, assign=True)
+    model.origin = origin(model, samples)
     logger.info("loaded %s: %d tensors, %.2f GB", stored.path, len(stored.tensors), stored.nbytes / 1e9)
     return model.train(False)
 

@@ -1,8 +1,8 @@
 """A session as one safetensors file: its settings as JSON in the header, everything else as tensors.
 
 What is read back continues to the same bits. A damaged byte is noticed (see ``tensor_files``). The file says which model made it: the
-configuration field by field, and a hash of the output layer's weights, so that another model's session is refused with the difference
-named.
+configuration field by field, and digests of the weights (see ``model.origin``), so that another model's session is refused with the
+difference named.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from magi_core.denoise.schedule import Schedule
 from magi_core.denoise.state import Position, SessionState
 from magi_core.errors import MagiError, shorten, whole_number
 from magi_core.model import KVCache, MagiDiT
+from magi_core.model.origin import OUTPUT, SAMPLE, output_digest
 from magi_core.tensor_files import DAMAGE, read_header, read_tensors, write_tensors
 from magi_core.text.caption import Caption
 
@@ -31,6 +32,10 @@ MAX_SIDE = 4096
 """Of latents."""
 MAX_COUNT = 1 << 40
 """No video has more frames, chunks or steps."""
+
+
+class OtherModel(MagiError):
+    """A session of another model than the one that is to go on with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +73,7 @@ def write_session(path: Path, stored: Stored, model: MagiDiT) -> None:
     }
     header = {
         "version": VERSION,
-        "model": _model_fields(model),
+        "model": {**_model_fields(model), **model.origin},
         "sampling": asdict(stored.sampling),
         "position": asdict(state.position),
         "captions": {chunk: place[id(caption)] for chunk, caption in state.captions.items()},
@@ -235,9 +240,8 @@ def fingerprint(model: MagiDiT) -> str:
 
 def _model_fields(model: MagiDiT) -> dict[str, str]:
     """What must be the same for the numbers to go on: every configuration field, and the weights."""
-    weight = model.final_linear.linear.weight.detach().float().cpu().contiguous()
-    digest = hashlib.sha256(weight.numpy().tobytes()).hexdigest()
-    return {field.name: str(getattr(model.config, field.name)) for field in fields(DiTConfig)} | {"weights": digest}
+    config = {field.name: str(getattr(model.config, field.name)) for field in fields(DiTConfig)}
+    return {**config, OUTPUT: model.origin.get(OUTPUT) or output_digest(model)}
 
 
 def _check_made_by(path: Path, header: Mapping[str, Any], model: MagiDiT) -> None:
@@ -246,8 +250,13 @@ def _check_made_by(path: Path, header: Mapping[str, Any], model: MagiDiT) -> Non
         raise MagiError(
             f"the session file {path} has version {shorten(header['version'])}, this program reads {VERSION}; update comfyui-magi"
         )
-    made, present = header["model"], _model_fields(model)
-    differs = [name for name in present if made.get(name) != present[name]]
+    made, present = header["model"], {**_model_fields(model), **model.origin}
+    if made.get(OUTPUT) == output_digest(
+        model
+    ):  # as earlier versions wrote it, a LoRA that was merged with it included
+        present[OUTPUT] = made[OUTPUT]
+    not_said = {SAMPLE} - made.keys()  # by earlier versions, or of a model that was not read from a file
+    differs = [name for name in present if name not in not_said and made.get(name) != present[name]]
     if differs:
         found = ", ".join(f"{name} {made.get(name)!s:.20} instead of {present[name]:.20}" for name in differs)
-        raise MagiError(f"the session {path} was made with another model ({found}); load the model it was made with")
+        raise OtherModel(f"the session {path} was made with another model ({found}); load the model it was made with")

@@ -9,7 +9,7 @@ Notable:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +66,8 @@ class MagiDiT(nn.Module):
         self.rope = Rope(config.rope_bands, config.kv_channels)
         self.videodit_blocks = Blocks(config)
         self.final_linear = FinalLinear(config)
+        self.origin: Mapping[str, str] = {}
+        """Which weights were read, see ``origin.py``; empty where none were."""
 
     @property
     def null_caption(self) -> Tensor:

@@ -65,6 +65,26 @@ def test_dtype_is_chosen(tmp_path: Path, tiny: DiTConfig, tensors: dict[str, Ten
     assert torch.equal(model.state_dict()["x_embedder.weight"], tensors["x_embedder.weight"])
 
 
+def test_what_was_read_is_known_wherever_it_is_kept(
+    tmp_path: Path, tiny: DiTConfig, tensors: dict[str, Tensor]
+) -> None:
+    save_file(tensors, tmp_path / "model.safetensors")
+    write_shards(tmp_path / "shards", tensors, 3)
+    known = load_dit(tmp_path, tiny).origin
+    assert known.keys() == {"weights", "sampled_weights"}
+    for kept in (
+        load_dit(tmp_path / "shards", tiny),
+        load_dit(tmp_path, tiny, weights="streamed"),
+        load_dit(tmp_path, tiny, dtype=torch.bfloat16),
+        load_dit(tmp_path, tiny, fp8=True),
+    ):
+        assert kept.origin == known
+    weight = "videodit_blocks.layers.1.mlp.linear_fc1.weight"
+    save_file({**tensors, weight: tensors[weight] * 1.01}, tmp_path / "model.safetensors")
+    merged = load_dit(tmp_path, tiny).origin
+    assert merged["weights"] == known["weights"] and merged["sampled_weights"] != known["sampled_weights"]
+
+
 def test_changing_the_model_leaves_the_file(tmp_path: Path, tiny: DiTConfig, tensors: dict[str, Tensor]) -> None:
     """Parameters are mapped from the file: writing to them must stay in memory."""
     save_file(tensors, tmp_path / "model.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from magi_core.config import Sampling
 from magi_core.denoise import ChunkCondition, Session
 from magi_core.errors import MagiError
 from magi_core.model import MagiDiT
+from magi_core.model.origin import output_digest
 from magi_core.tensor_files import write_tensors
 from magi_core.text.assembly import null_caption
 from magi_core.text.caption import Caption
@@ -121,6 +123,21 @@ def test_another_model_a_newer_version_and_other_files_are_named(path: Path, tin
         Session.load(path.with_name("none.safetensors"), tiny)
     with pytest.raises(MagiError, match="is damaged"):
         Session.load(path.parent, tiny)
+
+
+def test_weights_that_were_changed_inside_are_told_from_those_that_were_not(path: Path, tiny: MagiDiT) -> None:
+    tiny = copy.deepcopy(tiny)
+    tiny.origin = {"weights": output_digest(tiny), "sampled_weights": "one"}
+    Session.load(path, tiny)  # which does not say more than its output layer
+    rewrite(path, lambda header, _: header["model"].update(tiny.origin))
+    tiny.final_linear.linear.weight.data *= 2  # what was merged after reading is not another model
+    Session.load(path, tiny)
+    tiny.origin = {**tiny.origin, "sampled_weights": "other"}
+    with pytest.raises(MagiError, match=r"another model .sampled_weights one instead of other"):
+        Session.load(path, tiny)
+    tiny.origin = {"weights": "one"}
+    rewrite(path, lambda header, _: header["model"].update(weights=output_digest(tiny)))
+    Session.load(path, tiny)  # as it was written before: what the layer was with all that was merged
 
 
 HOSTILE: dict[str, Callable[[Header, dict[str, Tensor]], Any]] = {

@@ -54,6 +54,17 @@ def test_a_session_and_a_run_go_on_with_the_same_and_no_others(star: Path) -> No
     assert Run.open(Path("run")).rewound(own.dit, 0, loras=own.used_loras).loras == own.used_loras
 
 
+def test_a_lora_of_the_output_layer_does_not_make_another_model_of_it(star: Path) -> None:
+    names = ["final_linear.linear"]
+    write_adapter(star, adapter_for(PRESETS["nano"].dit, names=names, size=0.01).layers, "nano", {})
+    begun = nano(str(star)).generate("1s: a red circle moves right", seed=1, sampling=FAST)
+    begun.save(Path("a.session"))
+    Run.create(Path("run"), Asked("", "nano"), begun.making)
+    for kept in ("a.session", "run"):
+        with pytest.raises(MagiError, match=r"made with the LoRA star\.safetensors .* no LoRA"):
+            nano().extend(kept)
+
+
 def test_two_files_of_one_name_are_told_apart(star: Path) -> None:
     nano(str(star)).generate("1s: a red circle", sampling=FAST).save(Path("a.session"))
     star.unlink()
