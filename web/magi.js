@@ -9,7 +9,7 @@ import { app } from "../../scripts/app.js";
 import { make } from "./dom.js";
 import { inputImages } from "./input_images.js";
 import { liveExtension } from "./live_extension.js";
-import { chain } from "./node_hooks.js";
+import { chain, releaseGone } from "./node_hooks.js";
 import { loadStrings } from "./strings.js";
 import { attachTimeline } from "./timeline_widget.js";
 
@@ -78,6 +78,8 @@ app.registerExtension({
         timelines.set(node, attachTimeline(node, text, { app, t, images: inputImages(api), mode, memory }));
         chain(node, "onRemoved", () => timelines.delete(node));
     },
+
+    afterConfigureGraph: () => releaseGone(timelines, app, (timeline) => timeline.destroy()),
 });
 
 app.registerExtension(liveExtension({ app, api, words: () => t }));

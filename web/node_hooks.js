@@ -12,6 +12,20 @@ export function chain(owner, name, more) {
     };
 }
 
+/**
+ * End what is kept for nodes that are in no graph any more, and forget it: a page that clears its graph tells no node within a subgraph.
+ * `kept` is a Map from nodes.
+ */
+export function releaseGone(kept, app, end) {
+    const root = app.rootGraph ?? app.graph, graphs = [root, ...(root.subgraphs?.values() ?? [])];
+    const there = new Set(graphs.flatMap((graph) => graph.nodes));
+    for (const [node, one] of kept) {
+        if (there.has(node)) continue;
+        end(one);
+        kept.delete(node);
+    }
+}
+
 /** Whether the classic canvas is shown, over which a widget's element lies; in Nodes 2.0 it is a part of the node. */
 export const isClassic = () => !globalThis.LiteGraph.vueNodesMode;
 

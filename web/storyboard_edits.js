@@ -52,6 +52,14 @@ export const move = (from, to) => (document) => {
     return withRows(document, rows.toSpliced(to, 0, document.rows[from]));
 };
 
+/** Where a row that was at `index` is now, after any edits of others; -1 where it is gone, or several could be it. */
+export const placeOf = (row, index) => ({ rows }) => {
+    const isIt = (other) => ["prompt", "seconds", "keyframe"].every((key) => other?.[key] === row[key]);
+    if (isIt(rows[index])) return index;
+    const place = rows.findIndex(isIt);
+    return rows.slice(place + 1).some(isIt) ? -1 : place;
+};
+
 const withRows = (document, rows) => ({ ...document, rows });
 
 /** A second shot like this one; comments are not written twice. */

@@ -18,7 +18,7 @@ import { buildView, drawRuler, drawTimeline, SIDES } from "./timeline_view.js";
 import { showProblem } from "./timeline_problem.js";
 
 /**
- * `host`: text(), setText(text), isLinked(), onMode(), passWheel(event), images (input_images.js), t (strings.js).
+ * `host`: text(), setText(text), isLinked(), onMode(), tell(words), passWheel(event), images (input_images.js), t (strings.js).
  * `opened`: how it is shown at first, {mode: "Timeline" or "Text"}.
  * Returns {element, mode(), isRight(), setMode(mode), refresh(), resume(memory), destroy()}; `destroy` gives the memory that a new timeline of
  * the same node may resume.
@@ -65,6 +65,7 @@ export function createTimeline(host, opened) {
     }
 
     function select(index, focus = true) {
+        view.seconds.blur(); // what was typed there is meant for the shot that is selected until now
         state.selected = index;
         draw();
         const shot = view.shots.children[index], { scroller } = view;

@@ -67,11 +67,13 @@ export function createActs({ host, view, state, show, select, signal }) {
     }
 
     async function dropFile(index, file) {
-        const target = index ?? state.selected;
+        const before = index ?? state.selected, row = rows()[before];
         if (!file.type.startsWith("image/")) return note(t("timeline.notAnImage", { name: file.name }));
         try {
             const name = await images.upload(file);
-            if (!signal.aborted && state.document) setKeyframe(Math.min(target, rows().length - 1), name);
+            const place = signal.aborted || !state.document ? -1 : edits.placeOf(row, before)(state.document);
+            if (place >= 0) setKeyframe(place, name);
+            else host.tell(t("timeline.shotGone", { name })); // here nobody may see a note: undo makes another timeline
         } catch (error) {
             note(t("timeline.uploadFailed", { name: file.name, reason: error.message }));
         }

@@ -35,6 +35,7 @@ export function attachTimeline(node, text, { app, t, images, mode, memory }) {
             node.setDirtyCanvas(true, true);
         },
         onMode: showText,
+        tell: (words) => app.extensionManager.toast.add({ severity: "warn", summary: "MAGI", detail: words, life: 10000 }),
         passWheel: (event) => passWheel(event, app),
     }, { mode });
 

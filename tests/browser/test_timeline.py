@@ -181,6 +181,17 @@ def test_edits_by_pointer(timeline: Timeline, pictures: Path) -> None:
     assert page.errors == []
 
 
+def test_seconds_belong_to_the_shot_they_were_typed_for(timeline: Timeline) -> None:
+    page, tab = timeline.page, timeline.tab
+    timeline.shot(1).focus()
+    timeline.root.get_by_role("spinbutton", name="Seconds").click(click_count=3)
+    tab.keyboard.type("5")
+    tab.mouse.click(*timeline.at(2, 0.5, 0.08))
+    assert timeline.lines[2:4] == ["5s: a red circle [image: first.png]", "1.5s: it turns blue"]
+    assert timeline.shot(2).get_attribute("aria-selected") == "true"
+    assert page.errors == []
+
+
 def test_keyboard_undo_and_saving(timeline: Timeline) -> None:
     page, tab = timeline.page, timeline.tab
     timeline.shot(1).focus()
@@ -264,6 +275,35 @@ def test_keyframes(timeline: Timeline) -> None:
     assert timeline.lines[4] == "1s: it stops [image: my circle.png]"
     timeline.button("Remove the keyframe").click()
     assert timeline.lines[4] == "1s: it stops"
+    assert page.errors == []
+
+
+def test_a_dropped_picture_finds_its_shot_though_that_was_moved_or_is_gone(timeline: Timeline) -> None:
+    page, tab = timeline.page, timeline.tab
+    picture = base64.b64encode((ROOT / "storyboards" / "circle.png").read_bytes()).decode()
+    waiting: list[Any] = []
+    tab.route("**/upload/image", lambda route: waiting.append(route))  # Playwright marks its handlers
+
+    def drop(shot: int, name: str) -> Any:
+        timeline.shot(shot).evaluate(f"(shot, given) => ({DROP})([shot, ...given])", [name, picture, "image/png"])
+        while not waiting:
+            page.settle(0.1)
+        return waiting.pop()
+
+    upload = drop(2, "moved.png")
+    timeline.shot(2).focus()
+    tab.keyboard.press("Alt+ArrowRight")
+    upload.continue_()
+    tab.wait_for_function("(id) => app.graph.getNodeById(id).widgets[0].value.includes('moved')", arg=timeline.node)
+    assert timeline.lines[3:] == ["it stops", "1.5s: it turns blue [image: moved.png]"]
+
+    upload = drop(3, "lost.png")
+    tab.keyboard.press("Delete")
+    left = timeline.text
+    upload.continue_()
+    tab.get_by_text("lost.png is in the input folder, but its shot was changed meanwhile").wait_for()
+    assert timeline.text == left
+    tab.unroute("**/upload/image")
     assert page.errors == []
 
 
@@ -378,4 +418,18 @@ def test_many_shots_themes_and_a_removed_node(only_page: ComfyPage, pictures: Pa
         0,
         0,
     ]
+    assert page.errors == []
+
+
+def test_a_timeline_in_a_subgraph_ends_with_its_workflow(only_page: ComfyPage) -> None:
+    page = only_page
+    page.errors.clear()
+    page.set_nodes_2(False)
+    page.tab.evaluate(WATCH)
+    wrap = "(id) => { const { graph } = window.app; graph.convertToSubgraph(new Set([graph.getNodeById(id)])); }"
+    page.tab.evaluate(wrap, Timeline(page).node)
+    page.settle()
+    assert page.tab.evaluate("() => magiListeners.length") > 0
+    page.load({"nodes": [], "links": [], "version": 0.4})
+    assert page.tab.evaluate("() => magiListeners.length") == 0
     assert page.errors == []

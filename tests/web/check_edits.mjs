@@ -1,7 +1,7 @@
 // Edits of a storyboard: what they change, and that everything else is left as it was written.
 import assert from "node:assert/strict";
 import { readStoryboard } from "../../web/storyboard.js";
-import { change, duplicate, edited, insert, move, remove, setPrefix, split } from "../../web/storyboard_edits.js";
+import { change, duplicate, edited, insert, move, placeOf, remove, setPrefix, split } from "../../web/storyboard_edits.js";
 
 const done = (text, edit) => edited(readStoryboard(text), edit).text;
 const rows = (text) => readStoryboard(text).rows.map(({ prompt, seconds, keyframe }) => [prompt, seconds, keyframe]);
@@ -30,6 +30,14 @@ assert.deepEqual(rows(done(text, duplicate(0))).slice(0, 2), [["a dot", 2, "a.pn
 assert.equal(done("# note\na", duplicate(0)), "# note\na\na");
 assert.equal(done("# note\na", insert(1, "b")), "# note\na\n1s: b");
 assert.equal(done("a\n", insert(1, 'say "x"\n[image: y]')), 'a\n1s: "say \\"x\\"\\n\\u005bimage: y]"\n');
+
+// A shot is found again by what it says, wherever it was moved to.
+const found = (edit, index) => placeOf(readStoryboard(text).rows[index], index)(edited(readStoryboard(text), edit).document);
+assert.equal(found(move(0, 2), 0), 2);
+assert.equal(found(change(2, { seconds: 9 }), 1), 1);
+assert.equal(found(insert(0, "new"), 1), 2);
+assert.equal(found(remove(1), 1), -1);
+assert.equal(placeOf(readStoryboard("a").rows[0], 0)(readStoryboard("b\na\na")), -1);
 
 // What would break a rule is refused, and says why.
 assert.throws(() => done("a", remove(0)), { key: "noShots" });
