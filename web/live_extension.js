@@ -5,6 +5,7 @@
 import { createFeed } from "./live_feed.js";
 import { newest } from "./live_runs.js";
 import { liveSlot } from "./live_widget.js";
+import { releaseGone } from "./node_hooks.js";
 import { showUnfinished } from "./unfinished_dialog.js";
 
 /** Nodes that make videos. */
@@ -53,8 +54,14 @@ export function liveExtension({ app, api, words }) {
     async function listUnfinished() {
         const said = await api.fetchApi("/magi/unfinished");
         if (!said.ok) return toast("error", "unfinished.failed", { reason: `${said.status} ${said.statusText}` });
-        const { runs, damaged } = await said.json(), locale = app.extensionManager.setting.get("Comfy.Locale") ?? "en";
-        showUnfinished({ runs, damaged, t: words(), locale, urlOf: url, onOpen: open, onGoOn: goOn });
+        const locale = app.extensionManager.setting.get("Comfy.Locale") ?? "en";
+        let found;
+        try {
+            found = await said.json();
+        } catch (error) {
+            return toast("error", "unfinished.failed", { reason: error.message });
+        }
+        showUnfinished({ ...found, t: words(), locale, urlOf: url, onOpen: open, onGoOn: goOn });
     }
 
     const open = (run) => app.loadGraphData(run.workflow, true, true, run.run);
@@ -115,7 +122,10 @@ export function liveExtension({ app, api, words }) {
         ],
         menuCommands: [{ path: ["MAGI"], commands: ["Magi.Runs.Unfinished", "Magi.Runs.OpenVideo"] }],
 
-        afterConfigureGraph: showAll,
+        afterConfigureGraph() {
+            releaseGone(slots, app, (slot) => slot.destroy());
+            showAll();
+        },
         setup: feed.restore,
     };
 }

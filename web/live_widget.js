@@ -10,8 +10,8 @@ import { chain, keepWidget, panThrough, passWheel, remount } from "./node_hooks.
 const LEAST_WIDTH = 360; // a subgraph's box is narrower
 
 /**
- * A place for runs at a node: {show(run), run(), close()}. `host` has t, url, load and answer of `createLive`; `onRemoved()` is called when
- * the node is gone.
+ * A place for runs at a node: {show(run), run(), close(), destroy()}, the last where the node is gone and nobody told it. `host` has t, url,
+ * load and answer of `createLive`; `onRemoved()` is called when the node is gone.
  */
 export function liveSlot(node, { app, host, onRemoved }) {
     let live = null, widget = null, remove = null;
@@ -68,9 +68,13 @@ export function liveSlot(node, { app, host, onRemoved }) {
     chain(node, "onSerialize", (saved) => {
         saved.size = without(saved.size);
     });
-    chain(node, "onRemoved", () => {
+    function destroy() {
         live?.destroy();
         live = null;
+    }
+
+    chain(node, "onRemoved", () => {
+        destroy();
         onRemoved();
     });
 
@@ -84,5 +88,6 @@ export function liveSlot(node, { app, host, onRemoved }) {
         },
         run: () => live?.run() ?? null,
         close,
+        destroy,
     };
 }

@@ -95,6 +95,15 @@ def test_nothing_is_unfinished_and_the_menu_leads_there(page: ComfyPage, runs: P
     assert page.errors == []
 
 
+def test_an_answer_that_cannot_be_read_is_said(page: ComfyPage) -> None:
+    page.errors.clear()
+    page.tab.route("**/magi/unfinished", lambda route: route.fulfill(body='{"runs": [NaN]}'))
+    page.tab.evaluate("() => { app.extensionManager.command.execute('Magi.Runs.Unfinished'); }")
+    page.tab.get_by_text("The server did not answer: ").wait_for()
+    page.tab.unroute("**/magi/unfinished")
+    assert page.errors == []
+
+
 @pytest.mark.parametrize("nodes_2", [False, True], ids=["classic", "nodes_2"])
 def test_a_run_is_watched_opened_and_finished(page: ComfyPage, runs: Path, pictures: Path, nodes_2: bool) -> None:
     if nodes_2 and not page.has_nodes_2:
