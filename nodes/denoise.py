@@ -8,10 +8,10 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from magi_core.config import MagiConfig
+from magi_core.config import MagiConfig, Sampling
 from magi_core.errors import MagiError
 from magi_core.making import Making
-from magi_core.pipeline import CONTEXT_FRAMES
+from magi_core.pipeline import context_frames
 
 from . import inputs, sampling, sockets, values
 from .filming import Request, made, stops
@@ -118,7 +118,7 @@ class ChunkDenoise(io.ComfyNode):
         said, captions = values.captions_of(conditioning, config.dit.caption_channels, seconds)
         encode = encoder_of(vae, config.scale_factor, fit)
         size = setting.size(config)
-        prefix = prefix_of(config, size, encode, start_video, start_latent)
+        prefix = prefix_of(config, own, size, encode, start_video, start_latent)
         if prefix is not None:
             size = prefix.shape[3] * PATCH, prefix.shape[4] * PATCH
         image = values.first_image(start_image, "start_image")
@@ -137,17 +137,19 @@ class ChunkDenoise(io.ComfyNode):
 
 def prefix_of(
     config: MagiConfig,
+    own: Sampling,
     size: tuple[int, int],
     encode: Encode | None,
     video: torch.Tensor | None,
     latent: dict[str, Any] | None,
 ) -> torch.Tensor | None:
-    """Scaled latents of what is continued: a video's last 4 seconds (IMAGE, at the model's frame rate), or a LATENT as it is."""
+    """Scaled latents of what is continued: as much of a video's end as its continuation looks at (IMAGE, at the model's frame rate), or a LATENT as it is."""
     if latent is not None:
         return values.latents_of(latent, config.dit.latent_channels, config.scale_factor, "start_latent")
     if video is None:
         return None
-    return clip_latents(values.last_frames(video, config.fps, config.fps, CONTEXT_FRAMES, "start_video"), size, encode)
+    frames = values.last_frames(video, config.fps, config.fps, context_frames(own), "start_video")
+    return clip_latents(frames, size, encode)
 
 
 NODES: list[Any] = [ChunkDenoise]

@@ -11,7 +11,7 @@ from comfy_api.latest import Input, io
 
 from magi_core.errors import MagiError
 from magi_core.making import Making
-from magi_core.pipeline import CONTEXT_FRAMES
+from magi_core.pipeline import context_frames
 
 from . import inputs, sampling, sockets, values
 from .filming import Request, made, stops
@@ -118,13 +118,13 @@ class ExtendVideo(io.ComfyNode):
             use = use_of(model, own, *size)
             pictures = encode_pictures(layout, said, None, encode, *size)
         else:
+            own = sampling.sampling_with(config.sampling, **asked)
             if latent is not None:
                 prefix = values.latents_of(latent, config.dit.latent_channels, config.scale_factor, "latent")
             else:
-                frames = clip_frames(images, video, config.fps)
+                frames = clip_frames(images, video, config.fps, context_frames(own))
                 prefix = clip_latents(frames, clip_size(frames), encode)
             size = prefix.shape[3] * PATCH, prefix.shape[4] * PATCH
-            own = sampling.sampling_with(config.sampling, **asked)
             layout = lay_out(config, storyboard, own, prefix=prefix, more_to_come=more_to_come)
             use = use_of(model, own, *size)
             pictures = encode_pictures(layout, said, None, encode, *size)
@@ -151,13 +151,13 @@ def keeps_settings(asked: Mapping[str, Any]) -> None:
             )
 
 
-def clip_frames(images: torch.Tensor | None, video: Input.Video | None, fps: int) -> Any:
-    """The last 4 seconds, uint8 [T, H, W, 3] at ``fps``."""
+def clip_frames(images: torch.Tensor | None, video: Input.Video | None, fps: int, count: int) -> Any:
+    """The last ``count`` frames, uint8 [T, H, W, 3] at ``fps``."""
     if images is not None:
-        return values.last_frames(images, fps, fps, CONTEXT_FRAMES, "images")
+        return values.last_frames(images, fps, fps, count, "images")
     assert video is not None  # noqa: S101 - one of the two is there
     parts = video.get_components()
-    return values.last_frames(parts.images, parts.frame_rate, fps, CONTEXT_FRAMES, "video")
+    return values.last_frames(parts.images, parts.frame_rate, fps, count, "video")
 
 
 def clip_size(frames: Any) -> tuple[int, int]:

@@ -144,6 +144,7 @@ def test_estimate_says_what_a_video_would_cost(capsys: pytest.CaptureFixture[str
     [
         (["generate", "--prompt", "a", "--size", "65x64"], "width is 65"),
         (["generate", "--prompt", "a", "--size", "big"], "--size"),
+        (["estimate", "4.5b", "--size", "0x480"], "--size is '0x480'"),
         (["generate", "--prompt", "a", "--seconds", "0"], "seconds is 0"),
         (["generate", "--prompt", "a", "--seconds", "nan"], "seconds"),
         (["generate", "--prompt", ""], "empty"),

@@ -146,7 +146,7 @@ def parse_size(text: str | None) -> tuple[int | None, int | None]:
     """(height, width) of "WxH"."""
     if text is None:
         return None, None
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
     if not match:
         raise MagiError(f"--size is {text!r}; write width x height in pixels, like 1280x720")
     return int(match[2]), int(match[1])
