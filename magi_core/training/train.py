@@ -59,10 +59,12 @@ RECIPES: Mapping[str, Training] = {
     "full": Training(
         world="full",
         clips=16_000,
-        guidance=4.0,
+        guidance=3.0,
         text=TextTraining(steps=600),
         vae=VAETraining(steps=2000, full_world=0.9),
-        dit=DiTSettings(steps=9200),
+        dit=DiTSettings(
+            steps=14_000, batch={"first": 14, "next": 10, "pair": 2, "start": 2, "behind": 4, "stream": 4, "far": 3}
+        ),
     ),
 }
 """How a model of each world is made: magi-nano, magi-nano-full."""
