@@ -251,9 +251,8 @@ def _check_made_by(path: Path, header: Mapping[str, Any], model: MagiDiT) -> Non
             f"the session file {path} has version {shorten(header['version'])}, this program reads {VERSION}; update comfyui-magi"
         )
     made, present = header["model"], {**_model_fields(model), **model.origin}
-    if made.get(OUTPUT) == output_digest(
-        model
-    ):  # as earlier versions wrote it, a LoRA that was merged with it included
+    # Earlier versions wrote the output layer as it was, a LoRA that was merged with it included.
+    if made.get(OUTPUT) == output_digest(model):
         present[OUTPUT] = made[OUTPUT]
     not_said = {SAMPLE} - made.keys()  # by earlier versions, or of a model that was not read from a file
     differs = [name for name in present if name not in not_said and made.get(name) != present[name]]
