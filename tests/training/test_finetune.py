@@ -96,6 +96,10 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
         assert last == pytest.approx(alone, abs=2e-5)
 
 
+def test_a_seed_may_be_as_large_as_a_video_s(tmp_path: Path) -> None:
+    run(tmp_path, replace(SETTINGS, steps=1, seed=(1 << 63) - 1), ALONE)
+
+
 def test_a_run_that_diverges_keeps_what_it_saved_and_goes_on_with_a_lower_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,13 @@ def test_every_layout_draws_from_videos_that_are_long_enough(tmp_path: Path, mag
         )
 
 
+def test_a_long_name_is_a_name(tmp_path: Path, magi: Magi) -> None:
+    write_video(tmp_path / "a.mp4", 24, "a")
+    for suffix in (".mp4", ".txt"):
+        (tmp_path / f"a{suffix}").rename(tmp_path / f"{'猫' * 80}{suffix}")  # 244 bytes; file names have at most 255
+    assert len(open_folder(tmp_path, magi)) == len(open_folder(tmp_path, magi)) == 4
+
+
 def test_only_what_changed_is_encoded_again(tmp_path: Path, magi: Magi, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seed in (("a", 0), ("b", 1)):
         write_video(tmp_path / f"{name}.mp4", 24, name, seed=seed)
