@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from magi_core.errors import MagiError
-from magi_core.worlds.captions import caption
+from magi_core.worlds.captions import describe
 from magi_core.worlds.clips import (
     CHUNK_FRAMES,
     DIRECTIONS,
@@ -91,7 +91,7 @@ def _text_case(world: World, index: int, rng: np.random.Generator, seed: int) ->
 def _image_case(world: World, index: int, rng: np.random.Generator, seed: int) -> Case:
     clip = lone_clip(world, _plain_motion(world, index), rng, hold=IMAGE_FRAMES)
     hidden = {"colour", "size", "background"} | ({"shape"} if rng.random() < 0.5 else set())
-    prompt = caption(clip, 0, rng, omit=hidden, split="test")
+    prompt = describe(clip, 0, rng, omit=hidden, split="test").text
     return Case("image", clip, ("first",), Request((prompt,), seed, image=render(clip, 1)[0]))
 
 
@@ -137,4 +137,4 @@ def switch(world: World, clip: Clip, kind: str, rng: np.random.Generator) -> Pha
 
 def prompts_of(clip: Clip, first: int, rng: np.random.Generator) -> tuple[str, ...]:
     """A held-back wording for each chunk of the clip from ``first`` on."""
-    return tuple(caption(clip, chunk, rng, split="test") for chunk in range(first, len(clip.phases)))
+    return tuple(describe(clip, chunk, rng, split="test").text for chunk in range(first, len(clip.phases)))

@@ -21,7 +21,7 @@ from magi_core.evaluation.score import Generator
 from magi_core.evaluation.tables import percent
 from magi_core.evaluation.tracker import track
 from magi_core.images import Frames
-from magi_core.worlds.captions import ATTRIBUTES, caption
+from magi_core.worlds.captions import ATTRIBUTES, describe
 from magi_core.worlds.clips import CHUNK_FRAMES, WORLDS, world_called
 
 SEED = 40_000_001
@@ -61,7 +61,7 @@ def build_stories(
             clip = replace(clip, phases=(*clip.phases, phase))
         left_out = LOOKS if described == "first" else frozenset()
         told = [
-            caption(clip, second, rng, omit=left_out if second else frozenset(), split="test")
+            describe(clip, second, rng, omit=left_out if second else frozenset(), split="test").text
             for second in range(seconds)
         ]
         yield Case("drift", clip, ("direction",) * seconds, Request(tuple(told), int(rng.integers(2**31))))

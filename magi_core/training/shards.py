@@ -29,7 +29,7 @@ from magi_core.text.special_tokens import SpecialTokens
 from magi_core.training.dataset import ClipSet
 from magi_core.training.practice import PRACTICE
 from magi_core.vae import ViTVAE, frames_to_video
-from magi_core.worlds.captions import caption
+from magi_core.worlds.captions import describe
 from magi_core.worlds.clips import render, sample_clip
 
 CHUNKS = 5
@@ -105,7 +105,7 @@ def write_shard(path: Path, vae: ViTVAE, world: str, indices: Sequence[int], see
             videos.append(frames_to_video(torch.from_numpy(render(clip))))
             wordings.append(
                 [
-                    [caption(clip, chunk, rng, omissions=practice.omissions) for chunk in range(CHUNKS)]
+                    [describe(clip, chunk, rng, omissions=practice.omissions).text for chunk in range(CHUNKS)]
                     for _ in range(WORDINGS)
                 ]
             )

@@ -104,27 +104,15 @@ class Description:
     """A caption and what it says; an attribute that it leaves out is None."""
 
     text: str
+    """Lower-case ASCII of at most 80 bytes."""
     colour: str | None
     shape: str | None
     motion: str | None
 
 
-def caption(
-    clip: Clip,
-    chunk: int,
-    rng: np.random.Generator,
-    *,
-    omit: Set[str] | None = None,
-    omissions: Omissions = USUAL,
-    split: str = "train",
-) -> str:
-    """The text of ``describe``: lower-case ASCII of at most 80 bytes."""
-    return describe(clip, chunk, rng, omit=omit, omissions=omissions, split=split).text
-
-
 def caption_clip(clip: Clip, rng: np.random.Generator, *, split: str = "train") -> list[str]:
-    """One caption per chunk of the clip, as training draws them."""
-    return [caption(clip, chunk, rng, split=split) for chunk in range(len(clip.phases))]
+    """One caption per chunk of the clip, with the usual omissions."""
+    return [describe(clip, chunk, rng, split=split).text for chunk in range(len(clip.phases))]
 
 
 def describe(

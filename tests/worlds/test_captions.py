@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magi_core.training.practice import PRACTICE
-from magi_core.worlds.captions import USUAL, WORDINGS, Omissions, caption, caption_clip, describe
+from magi_core.worlds.captions import USUAL, WORDINGS, Omissions, caption_clip, describe
 from magi_core.worlds.clips import FULL, NARROW, Clip, Phase, sample_clip
 from magi_core.worlds.shapes import COLOURS, SHAPES
 
@@ -73,5 +73,5 @@ def test_the_wordings_of_the_two_splits_are_disjoint() -> None:
 )
 def test_wording_varies_and_reads_like_a_person(chunk: int, examples: tuple[str, ...]) -> None:
     rng = np.random.default_rng(1)
-    texts = {caption(STORY, chunk, rng) for _ in range(2000)}
+    texts = {describe(STORY, chunk, rng).text for _ in range(2000)}
     assert len(texts) > 30 and texts >= set(examples)
