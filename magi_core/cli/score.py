@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from magi_core.cli.model import add_model, add_sampling, made_with, open_asked, sharing
@@ -45,6 +46,12 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     worlds.add_argument("--count", type=int, default=60, help="events (default: 60)")
     worlds.add_argument(
         "--kv-ranges", type=int, nargs="+", default=[], metavar="N", help="also with every chunk seeing N chunks"
+    )
+    worlds.add_argument(
+        "--bidirectional",
+        type=Path,
+        metavar="FILE",
+        help="also the model's variant without KV cache, as magi train --bidirectional makes it",
     )
     _add_model(worlds)
     worlds.set_defaults(run=run_physics_worlds)
@@ -110,6 +117,7 @@ def run_physics_worlds(arguments: argparse.Namespace) -> int:
         score_events,
     )
     from magi_core.evaluation.tables import kv_curve, physics_json, physics_markdown
+    from magi_core.training.bidirectional_sampler import bidirectional_of
 
     magi = open_asked(arguments)
     sampling = magi.config.sampling.changed(steps=arguments.steps, window=arguments.window)
@@ -118,6 +126,8 @@ def run_physics_worlds(arguments: argparse.Namespace) -> int:
         made_by = partial(generator_of, magi, within=within)
         variants = {"continuation": made_by(sampling), "image to video": from_last_frame(made_by(sampling))}
         variants |= {f"KV range {chunks}": made_by(kv_range(sampling, chunks)) for chunks in arguments.kv_ranges}
+        if arguments.bidirectional:
+            variants["bidirectional"] = bidirectional_of(magi.files, arguments.bidirectional, sampling, magi.device)
         for event in build_events(arguments.world, min(SHOWN, arguments.count)):
             lines.append((f"given, then what happened: {event.request.prompts[0]}", event.takes[0]))
             made = variants["continuation"]([event.request])[0]
@@ -126,7 +136,7 @@ def run_physics_worlds(arguments: argparse.Namespace) -> int:
             with progress_bar("event", name) as show:
                 found = score_events(generator, arguments.world, arguments.count, show)
             rows[name] = found.pop("all")
-            if name == "continuation":
+            if name in ("continuation", "bidirectional"):
                 rows |= {f"{name}, {motion}": score for motion, score in found.items()}
     for name, found in score_baselines(arguments.world, arguments.count).items():
         rows[f"baseline: {name}"] = found.pop("all")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from magi_core.cli.samples import add_samples, sampled, sheets
+from magi_core.errors import MagiError
 
 if TYPE_CHECKING:
     from magi_core.training.dit import DiTSettings
@@ -32,6 +33,11 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--start",
         metavar="MODEL",
         help="go on from a model of magi-nano's sizes, a folder or 'nano', say in a larger world (default: from nothing)",
+    )
+    train.add_argument(
+        "--bidirectional",
+        action="store_true",
+        help="make the variant of --start that magi physics-worlds --bidirectional compares it with",
     )
     add_length(train)
     add_samples(train)
@@ -56,10 +62,25 @@ def run_train(arguments: argparse.Namespace) -> int:
     from magi_core.training.train import FURTHER, RECIPES, WORK, train
 
     logging.getLogger("magi_core").setLevel(logging.INFO)
+    if arguments.bidirectional:
+        return run_bidirectional(arguments)
     settings = RECIPES[arguments.world]
     if arguments.start:
         settings = replace(settings, start=arguments.start, dit=FURTHER)
     settings = replace(settings, dit=sampled(lasting(settings.dit, arguments), arguments))
     train(arguments.output, settings, sheets(arguments.output, arguments.output / WORK, arguments))
     sys.stdout.write(f"{arguments.output} is a model folder: magi generate --model {arguments.output} ...\n")
+    return 0
+
+
+def run_bidirectional(arguments: argparse.Namespace) -> int:
+    from magi_core.training.bidirectional import WEIGHTS_FILE, Bidirectional, train_bidirectional
+
+    if not arguments.start:
+        raise MagiError("--bidirectional needs the model that it is a variant of: --start nano")
+    if arguments.sample or arguments.sample_steps is not None:
+        raise MagiError("--sample and --sample-steps show model folders; --bidirectional makes none, so leave them out")
+    settings = Bidirectional(world=arguments.world)
+    train_bidirectional(arguments.start, arguments.output, replace(settings, dit=lasting(settings.dit, arguments)))
+    sys.stdout.write(f"magi physics-worlds --bidirectional {arguments.output / WEIGHTS_FILE} compares the variant\n")
     return 0

@@ -83,7 +83,7 @@ def draw_sample(clips: ClipSet, layout: Layout, count: int, mix: Mix, generator:
     start = pick(0, MANY, count, 1) % starts if any(layout.clean) else torch.zeros(count, 1, dtype=torch.long)
     place = torch.tensor(layout.places) + start
     pasted = torch.where(chance(mix.prefix, count, chunks), pick(1, 6, count, chunks), 0)
-    if any(layout.clean) and not layout.stagger:
+    if any(layout.clean) and layout.stagger is None:
         stills = clips.image.nonzero().squeeze(1)
         scene = chance(mix.scene, count, chunks) & ~clean & bool(len(stills))
         clip = torch.where(scene, stills[pick(0, max(len(stills), 1), count, chunks)] if len(stills) else clip, clip)

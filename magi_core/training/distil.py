@@ -28,8 +28,6 @@ from magi_core.errors import MagiError
 from magi_core.model import MagiDiT
 from magi_core.model.embedders import sinusoid
 from magi_core.run_lock import alone
-from magi_core.text.encoder import T5TextEncoder
-from magi_core.text.special_tokens import SpecialTokens
 from magi_core.training.checkpoint import Keep, TrainingState, start_state
 from magi_core.training.dataset import ClipSet, Mix
 from magi_core.training.dit import DiTSettings, optimizers, resume, run_steps
@@ -37,6 +35,7 @@ from magi_core.training.export import check_other_folder, write_model
 from magi_core.training.layouts import layouts_for
 from magi_core.training.objective import CLEAN_T, squared_errors
 from magi_core.training.origin import claim
+from magi_core.training.parts import read_parts
 from magi_core.training.products import attend_products
 from magi_core.training.shards import make_shards, open_clips, shards_of
 from magi_core.training.shortcut import Shortcut, draw_shortcut, self_consistent, shortcut_velocity
@@ -106,14 +105,12 @@ def _distil(
     clips: Path | None,
     watch: Callable[[int], None] | None,
 ) -> None:
-    assert files.vae and files.t5 and files.special_tokens  # noqa: S101 - for the type checker
-    work, vae = out / WORK, load_vae(files.vae)
+    work, parts = out / WORK, read_parts(files)
     if clips is None:
         clips = work / "clips"
-        make_shards(clips, vae, settings.world, settings.clips, settings.dit.seed)
+        make_shards(clips, parts.vae, settings.world, settings.clips, settings.dit.seed)
     dit, sampling = files.config.dit, files.config.sampling
-    encoder = T5TextEncoder(files.t5, max_length=dit.caption_max_length)
-    shown = open_clips(clips, vae, encoder, SpecialTokens.load(files.special_tokens, dit.caption_channels))
+    shown = open_clips(clips, parts)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = replace(
         files.config,

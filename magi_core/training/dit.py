@@ -108,16 +108,21 @@ def train_dit(
     keep: Keep,
     device: str = "cpu",
     initial: Mapping[str, Tensor] | None = None,
+    layouts: Mapping[str, Layout] = LAYOUTS,
 ) -> None:
     """Train to the end of the schedule, going on from the state in ``folder`` if there is one.
 
-    initial: weights by their public names that a new run begins with, None for those of a fresh network.
+    initial: weights by their public names that a new run begins with, None for those of a fresh network. layouts: those that the
+    settings' batch names.
     Writes ``dit.safetensors`` (the state), ``dit.jsonl`` (losses) and ``dit.png`` (the curve) to ``folder``.
     """
     state = start_dit(config, folder, settings, device, initial)
 
     def draw(generator: torch.Generator) -> list[Batch]:
-        return [draw_batch(clips, name, count, settings.mix, generator) for name, count in settings.batch.items()]
+        return [
+            draw_batch(clips, name, layouts[name], count, settings.mix, generator)
+            for name, count in settings.batch.items()
+        ]
 
     def errors(batch: Batch) -> Tensor:
         noised = batch.noised.to(device)
@@ -127,9 +132,8 @@ def train_dit(
     run_steps(state, folder, settings, device, draw, errors, keep)
 
 
-def draw_batch(clips: ClipSet, name: str, count: int, mix: Mix, generator: torch.Generator) -> Batch:
-    """``count`` noised sequences of the layout ``name``."""
-    layout = LAYOUTS[name]
+def draw_batch(clips: ClipSet, name: str, layout: Layout, count: int, mix: Mix, generator: torch.Generator) -> Batch:
+    """``count`` noised sequences of a layout, whose losses are logged under ``name``."""
     sample = draw_sample(clips, layout, count, mix, generator)
     return Batch(name, layout, sample, add_noise(sample, layout, draw_times(layout, count, generator), generator))
 

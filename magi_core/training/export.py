@@ -28,10 +28,15 @@ def weights_file(config: MagiConfig, out: Path) -> Path:
 
 def write_dit(weights: Mapping[str, Tensor], config: MagiConfig, out: Path) -> None:
     """Write a transformer's weights (public names, as they are) and config.json to a model folder; each file whole or not at all."""
-    with atomic_write(weights_file(config, out)) as path:
-        save_file({name: value.detach().contiguous() for name, value in weights.items()}, path, {"format": "pt"})
+    write_weights(weights, weights_file(config, out))
     with atomic_write(out / "config.json") as path:
         path.write_text(json.dumps(config_document(config), indent=2) + "\n", encoding="utf-8")
+
+
+def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors to a safetensors file, whole or not at all."""
+    with atomic_write(path) as temporary:
+        save_file({name: value.detach().contiguous() for name, value in weights.items()}, temporary, {"format": "pt"})
 
 
 def write_model(files: CheckpointFiles, weights: Mapping[str, Tensor], out: Path) -> None:

@@ -40,8 +40,8 @@ class Layout:
     """Place of each chunk in the video, in chunks; several noisy versions of one chunk may stand side by side."""
     reads: tuple[tuple[int, int], ...]
     """For each chunk the chunks [start, end) of this sequence that it attends to."""
-    stagger: float = 0.0
-    """How much earlier on the schedule the last chunk is than the one before it; 0 draws every chunk's time on its own."""
+    stagger: float | None = None
+    """How much earlier on the schedule a noisy chunk is than the one before it; None draws every chunk's time on its own."""
     span: float = 1.0
     """How far on the schedule the last chunk may be: from there on a sampler's chunks read something else."""
 
@@ -64,6 +64,12 @@ def window_layout(clean: int, noisy: int, sampling: Sampling) -> Layout:
         same += 1
     places = tuple(range(chunks))
     return Layout((True,) * clean + (False,) * noisy, places, reads(0), stagger=1 / window, span=same / window)
+
+
+def bidirectional_layout(clean: int, noisy: int) -> Layout:
+    """``noisy`` chunks at one noise level behind ``clean`` clean ones, each reading all, as in models that make a video in one piece."""
+    chunks = clean + noisy
+    return Layout((True,) * clean + (False,) * noisy, tuple(range(chunks)), ((0, chunks),) * chunks, stagger=0.0)
 
 
 SAMPLING = Sampling()
@@ -124,7 +130,7 @@ def schedule_time(position: Tensor) -> Tensor:
 def draw_times(layout: Layout, count: int, generator: torch.Generator) -> Tensor:
     """Timesteps [count, D] of the noisy chunks of a layout; clean chunks have the label of a clean chunk."""
     chunks = len(layout.places)
-    if layout.stagger:
+    if layout.stagger is not None:
         ahead = layout.stagger * torch.arange(chunks - 1, -1, -1)
         noisiest = torch.rand(count, 1, generator=generator) * layout.span
         position = (noisiest + ahead).clamp(max=1)

@@ -24,15 +24,15 @@ from torch import Tensor
 from magi_core.errors import MagiError
 from magi_core.files import atomic_write
 from magi_core.text.caption import Caption
-from magi_core.text.encoder import T5TextEncoder
-from magi_core.text.special_tokens import SpecialTokens
 from magi_core.training.dataset import ClipSet
+from magi_core.training.parts import Parts
 from magi_core.training.practice import PRACTICE
 from magi_core.vae import ViTVAE, frames_to_video
 from magi_core.worlds.captions import describe
-from magi_core.worlds.clips import render, sample_clip
+from magi_core.worlds.clips import CHUNK_FRAMES, render, sample_clip
 
 CHUNKS = 5
+"""Of a clip, unless told otherwise."""
 WORDINGS = 4
 SHARD = 1000
 ENCODED_TOGETHER = 16
@@ -41,24 +41,25 @@ WINDOW = 4  # frames of a latent frame
 log = logging.getLogger(__name__)
 
 
-def make_shards(folder: Path, vae: ViTVAE, world: str, clips: int, seed: int) -> None:
-    """Render, encode and write the shards of ``clips`` clips that ``folder`` does not hold yet.
+def make_shards(folder: Path, vae: ViTVAE, world: str, clips: int, seed: int, chunks: int = CHUNKS) -> None:
+    """Render, encode and write the shards of ``clips`` clips of ``chunks`` chunks that ``folder`` does not hold yet.
 
-    Raises MagiError where it holds clips of another world, seed, VAE, number or practice.
+    Raises MagiError where it holds clips of another world, seed, VAE, number, length or practice.
     """
     for first in range(0, clips, SHARD):
         path, indices = folder / f"clips-{first:06d}.safetensors", range(first, min(first + SHARD, clips))
         if path.exists():
-            check_origin(path, origin(vae, world, len(indices), seed))
+            check_origin(path, origin(vae, world, len(indices), seed, chunks))
         else:
-            write_shard(path, vae, world, indices, seed)
+            write_shard(path, vae, world, indices, seed, chunks)
             log.info("data: clips %d of %d", indices.stop, clips)
 
 
-def origin(vae: ViTVAE, world: str, clips: int, seed: int) -> dict[str, str]:
-    """What a shard of ``clips`` clips is made from, as its metadata say it."""
+def origin(vae: ViTVAE, world: str, clips: int, seed: int, chunks: int) -> dict[str, str]:
+    """What a shard of ``clips`` clips of ``chunks`` chunks is made from, as its metadata say it."""
     practice = hashlib.sha256(repr(PRACTICE[world]).encode()).hexdigest()
-    return {"world": world, "number": str(clips), "seed": str(seed), "practice": practice, "VAE": digest_of_vae(vae)}
+    drawn = {"world": world, "number": str(clips), "length": str(chunks), "seed": str(seed)}
+    return drawn | {"practice": practice, "VAE": digest_of_vae(vae)}
 
 
 def digest_of_vae(vae: ViTVAE) -> str:
@@ -93,37 +94,37 @@ def _opened(path: Path) -> Iterator[Any]:
         ) from error
 
 
-def write_shard(path: Path, vae: ViTVAE, world: str, indices: Sequence[int], seed: int) -> None:
-    """Write the clips ``indices`` of a world (a name of ``WORLDS``) to one file."""
+def write_shard(path: Path, vae: ViTVAE, world: str, indices: Sequence[int], seed: int, chunks: int = CHUNKS) -> None:
+    """Write the clips ``indices`` of a world (a name of ``WORLDS``), each of ``chunks`` chunks, to one file."""
     practice = PRACTICE[world]
     latents, wordings, images = [], [], []
     for first in range(0, len(indices), ENCODED_TOGETHER):
         videos = []
         for index in indices[first : first + ENCODED_TOGETHER]:
             rng = np.random.default_rng([seed, index])
-            clip = sample_clip(practice.world, CHUNKS, rng)
+            clip = sample_clip(practice.world, chunks, rng)
             videos.append(frames_to_video(torch.from_numpy(render(clip))))
             wordings.append(
                 [
-                    [describe(clip, chunk, rng, omissions=practice.omissions).text for chunk in range(CHUNKS)]
+                    [describe(clip, chunk, rng, omissions=practice.omissions).text for chunk in range(chunks)]
                     for _ in range(WORDINGS)
                 ]
             )
             images.append(clip.hold > 0)
         latents.append(encode_windows(vae, torch.cat(videos)).half())
     stacked = torch.cat(latents)
-    metadata = {"captions": json.dumps(wordings), **origin(vae, world, len(indices), seed)}
+    metadata = {"captions": json.dumps(wordings), **origin(vae, world, len(indices), seed, chunks)}
     with atomic_write(path) as temporary:
         save_file({"latents": stacked, "image": torch.tensor(images)}, temporary, metadata)
 
 
 def encode_windows(vae: ViTVAE, video: Tensor) -> Tensor:
     """Video [N, 3, T, H, W] in -1..1 -> latents [N, chunks, C, F, H/8, W/8], each latent frame encoded from its own 4 frames."""
-    count, colours, _, height, width = video.shape
+    count, colours, frames, height, width = video.shape
     windows = video.reshape(count, colours, -1, WINDOW, height, width).transpose(1, 2).flatten(0, 1)
     with torch.no_grad(), torch.autocast(video.device.type, torch.bfloat16):
         latents = vae.encode(windows).squeeze(2).float()  # [N * T/4, C, h, w]
-    return latents.reshape(count, CHUNKS, -1, *latents.shape[1:]).transpose(2, 3).contiguous()
+    return latents.reshape(count, frames // CHUNK_FRAMES, -1, *latents.shape[1:]).transpose(2, 3).contiguous()
 
 
 def shards_of(folder: Path, vae: ViTVAE) -> list[Path]:
@@ -137,13 +138,13 @@ def shards_of(folder: Path, vae: ViTVAE) -> list[Path]:
     return paths
 
 
-def open_clips(folder: Path, vae: ViTVAE, encoder: T5TextEncoder, special: SpecialTokens) -> ClipSet:
+def open_clips(folder: Path, parts: Parts) -> ClipSet:
     """Read every shard of ``folder`` and encode its captions.
 
     Raises MagiError as ``shards_of`` does, and where shards are of different versions.
     """
     latents, images, texts = [], [], []
-    for path in shards_of(folder, vae):
+    for path in shards_of(folder, parts.vae):
         with _opened(path) as file:
             latents.append(file.get_tensor("latents"))
             images.append(file.get_tensor("image"))
@@ -156,5 +157,5 @@ def open_clips(folder: Path, vae: ViTVAE, encoder: T5TextEncoder, special: Speci
     distinct = {text: i for i, text in enumerate(dict.fromkeys(t for clip in texts for words in clip for t in words))}
     log.info("data: %d clips, %d distinct captions", len(texts), len(distinct))
     wording = torch.tensor([[[distinct[t] for t in words] for words in clip] for clip in texts])
-    encoded = [Caption(c.embedding.half(), c.mask) for c in encoder.encode(list(distinct), batch_size=128)]
-    return ClipSet(torch.cat(latents), torch.cat(images), wording, encoded, special)
+    encoded = [Caption(c.embedding.half(), c.mask) for c in parts.encoder.encode(list(distinct), batch_size=128)]
+    return ClipSet(torch.cat(latents), torch.cat(images), wording, encoded, parts.special)

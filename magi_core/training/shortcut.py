@@ -127,8 +127,8 @@ def draw_steps(
     threshold: the time from which on a chunk is nearly clean where none before it is in flight (spec 8.4.5).
     """
     noisy = [chunk for chunk, clean in enumerate(layout.clean) if not clean]
-    ahead = [round(layout.stagger * num_steps) * place for place in reversed(range(len(noisy)))]
-    leading = noisy[:1] if layout.stagger else noisy
+    ahead = [round((layout.stagger or 0) * num_steps) * place for place in reversed(range(len(noisy)))]
+    leading = noisy if layout.stagger is None else noisy[:1]
     near = tuple(chunk for chunk in leading if layout.reads[chunk] != (chunk, chunk + 1))
     choice = torch.arange(ahead[0], num_steps)
     if near:
@@ -136,7 +136,9 @@ def draw_steps(
         late_now = bool(torch.rand((), generator=generator) < late.double().mean())
         choice = choice[late == late_now]
         near = near if late_now else ()
-    picked = choice[torch.randint(len(choice), (count, 1 if layout.stagger else len(noisy)), generator=generator)]
+    picked = choice[
+        torch.randint(len(choice), (count, len(noisy) if layout.stagger is None else 1), generator=generator)
+    ]
     steps = torch.zeros(count, len(layout.places), dtype=torch.long)
     steps[:, noisy] = picked - ahead[0] + torch.tensor(ahead)
     return steps, near

@@ -25,6 +25,7 @@ from magi_core.text.special_tokens import SpecialTokens
 from magi_core.training.dit import DiTSettings, train_dit
 from magi_core.training.export import bring_parts, check_other_folder, write_dit
 from magi_core.training.origin import claim
+from magi_core.training.parts import Parts
 from magi_core.training.shards import make_shards, open_clips
 from magi_core.training.text import TextTraining, train_text
 from magi_core.training.vae import VAETraining, train_vae
@@ -68,8 +69,8 @@ RECIPES: Mapping[str, Training] = {
     ),
 }
 """How a model of each world is made: magi-nano, magi-nano-full."""
-FURTHER = DiTSettings(steps=3000, muon_lr=0.012, adamw_lr=9e-4, decay_share=0.8)
-"""For a transformer that has learnt already, as that of ``Training.start``."""
+FURTHER = DiTSettings(steps=3000, seed=1, muon_lr=0.012, adamw_lr=9e-4, decay_share=0.8)
+"""For a transformer that has learnt already, as that of ``Training.start``; another seed, so that it is not shown the same draws again."""
 
 
 def train(out: Path, settings: Training = Training(), watch: Callable[[int], None] | None = None) -> None:
@@ -108,7 +109,7 @@ def _train(
     make_shards(work / "clips", vae, settings.world, settings.clips, settings.seed)
     encoder = T5TextEncoder(out / "t5", max_length=NANO.dit.caption_max_length)
     special = SpecialTokens.load(out / "special_tokens.npz", NANO.dit.caption_channels)
-    clips = open_clips(work / "clips", vae, encoder, special)
+    clips = open_clips(work / "clips", Parts(vae, encoder, special))
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def keep(weights: Mapping[str, Tensor], step: int) -> None:

@@ -170,7 +170,7 @@ def test_steps_are_points_of_the_samplers_schedule(name: str, num_steps: int) ->
         steps, near = draw_steps(layout, num_steps, 0.3, 5, torch.Generator().manual_seed(seed))
         assert ((steps >= 0) & (steps < num_steps)).all()
         leading = steps[:, next(c for c, clean in enumerate(layout.clean) if not clean)]
-        if layout.stagger:
+        if layout.stagger is not None:
             assert (steps[:, -2] - steps[:, -1] == num_steps // 4).all()
         if near:
             assert (leading >= 3 * num_steps // 4).all() and all(layout.reads[c] != (c, c + 1) for c in near)

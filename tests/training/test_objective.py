@@ -58,7 +58,7 @@ def test_chunks_of_a_window_read_what_the_sampler_lets_them_at_every_time_that_i
     sampling = PRESETS["nano"].sampling
     lengths, borders = kv_lengths(sampling), schedule_time(torch.arange(1, sampling.num_steps) / sampling.num_steps)
     for name, layout in LAYOUTS.items():
-        if layout.stagger:
+        if layout.stagger is not None:
             times = draw_times(layout, 300, torch.Generator().manual_seed(0))
             for chunk, clean in enumerate(layout.clean):
                 steps = set(torch.bucketize(times[:, chunk].contiguous(), borders, right=True).tolist())

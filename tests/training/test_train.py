@@ -18,10 +18,9 @@ from magi_core.cli import main
 from magi_core.cli.samples import sheets
 from magi_core.config_file import read_config
 from magi_core.errors import MagiError
-from magi_core.text.encoder import T5TextEncoder
-from magi_core.text.special_tokens import SpecialTokens
 from magi_core.training.curve import draw_curve
 from magi_core.training.dit import DiTSettings
+from magi_core.training.parts import read_parts
 from magi_core.training.practice import PRACTICE
 from magi_core.training.shards import make_shards, open_clips, write_shard
 from magi_core.training.train import NANO, Training, train
@@ -86,19 +85,15 @@ def test_equal_seeds_give_equal_clips_and_others_do_not(tmp_path: Path) -> None:
     torch.testing.assert_close(later[0], one[1], rtol=0.02, atol=0.02)
 
 
-def test_clips_of_another_version_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clips_of_another_version_are_refused_by_name(tmp_path: Path) -> None:
     vae = ViTVAE(NANO_VAE).eval()
     write_shard(tmp_path / "clips-000000.safetensors", vae, "narrow", range(1), 0)
-    with monkeypatch.context() as patch:
-        patch.setattr("magi_core.training.shards.CHUNKS", 3)
-        write_shard(tmp_path / "clips-001000.safetensors", vae, "narrow", range(1), 0)
-    files = find_checkpoint("nano")
-    assert files.t5 and files.special_tokens
-    encoder, special = T5TextEncoder(files.t5), SpecialTokens.load(files.special_tokens, 128)
+    write_shard(tmp_path / "clips-001000.safetensors", vae, "narrow", range(1), 0, chunks=3)
+    parts = read_parts(find_checkpoint("nano"))
     with pytest.raises(MagiError, match=r"clips-001000\.safetensors are 3 seconds long and those before them 5"):
-        open_clips(tmp_path, vae, encoder, special)
+        open_clips(tmp_path, replace(parts, vae=vae))
     with pytest.raises(MagiError, match=r"clips-000000\.safetensors are of another VAE than"):
-        open_clips(tmp_path, ViTVAE(NANO_VAE), encoder, special)
+        open_clips(tmp_path, replace(parts, vae=ViTVAE(NANO_VAE)))
 
 
 def test_clips_made_from_something_else_are_refused_before_anything_is_learnt(
@@ -108,14 +103,15 @@ def test_clips_made_from_something_else_are_refused_before_anything_is_learnt(
     made = tmp_path / "clips-000000.safetensors"
     write_shard(made, vae, "narrow", range(1), 0)
     make_shards(tmp_path, vae, "narrow", 1, 0)
-    for other, world, clips, seed, said in (
-        (vae, "full", 1, 0, "world and practice"),
-        (vae, "narrow", 1, 1, "seed"),
-        (vae, "narrow", 2, 0, "number"),
-        (ViTVAE(NANO_VAE), "narrow", 1, 0, "VAE"),
+    for other, world, clips, seed, chunks, said in (
+        (vae, "full", 1, 0, 5, "world and practice"),
+        (vae, "narrow", 1, 1, 5, "seed"),
+        (vae, "narrow", 2, 0, 5, "number"),
+        (vae, "narrow", 1, 0, 8, "length"),
+        (ViTVAE(NANO_VAE), "narrow", 1, 0, 5, "VAE"),
     ):
         with pytest.raises(MagiError, match=rf"clips-000000\.safetensors are of another {said} than is asked for"):
-            make_shards(tmp_path, other, world, clips, seed)
+            make_shards(tmp_path, other, world, clips, seed, chunks)
     with monkeypatch.context() as patch:
         patch.setattr("magi_core.training.shards.PRACTICE", {"narrow": PRACTICE["full"]})
         with pytest.raises(MagiError, match=r"another practice than"):
