@@ -21,6 +21,8 @@ class Practice:
     world: World
     """The distribution that clips are drawn from."""
     omissions: Omissions
+    rough: float = 0.0
+    """Share of clips' wordings that are told in another writer's hand (``roughen``)."""
 
 
 def emphasised(world: World, times: Mapping[str, float]) -> World:
@@ -42,6 +44,7 @@ PRACTICE: Mapping[str, Practice] = MappingProxyType(
                 later={"colour": 0.6, "shape": 0.7, "motion": 0.5, "direction": 0.5, "size": 0.8, "speed": 0.7},
                 image={"colour": 0.75, "shape": 0.7, "size": 0.7, "speed": 0.3, "background": 0.8},
             ),
+            rough=0.2,
         ),
     }
 )

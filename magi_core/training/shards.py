@@ -26,10 +26,11 @@ from magi_core.files import atomic_write
 from magi_core.text.caption import Caption
 from magi_core.training.dataset import ClipSet
 from magi_core.training.parts import Parts
-from magi_core.training.practice import PRACTICE
+from magi_core.training.practice import PRACTICE, Practice
+from magi_core.training.rough import roughen
 from magi_core.vae import ViTVAE, frames_to_video
 from magi_core.worlds.captions import describe
-from magi_core.worlds.clips import CHUNK_FRAMES, render, sample_clip
+from magi_core.worlds.clips import CHUNK_FRAMES, Clip, render, sample_clip
 
 CHUNKS = 5
 """Of a clip, unless told otherwise."""
@@ -104,18 +105,20 @@ def write_shard(path: Path, vae: ViTVAE, world: str, indices: Sequence[int], see
             rng = np.random.default_rng([seed, index])
             clip = sample_clip(practice.world, chunks, rng)
             videos.append(frames_to_video(torch.from_numpy(render(clip))))
-            wordings.append(
-                [
-                    [describe(clip, chunk, rng, omissions=practice.omissions).text for chunk in range(chunks)]
-                    for _ in range(WORDINGS)
-                ]
-            )
+            wordings.append([put_into_words(clip, practice, rng) for _ in range(WORDINGS)])
             images.append(clip.hold > 0)
         latents.append(encode_windows(vae, torch.cat(videos)).half())
     stacked = torch.cat(latents)
     metadata = {"captions": json.dumps(wordings), **origin(vae, world, len(indices), seed, chunks)}
     with atomic_write(path) as temporary:
         save_file({"latents": stacked, "image": torch.tensor(images)}, temporary, metadata)
+
+
+def put_into_words(clip: Clip, practice: Practice, rng: np.random.Generator) -> list[str]:
+    """One caption for each chunk of a clip, as training shows them."""
+    chunks = range(len(clip.phases))
+    captions = [describe(clip, chunk, rng, omissions=practice.omissions).text for chunk in chunks]
+    return [roughen(text, rng) for text in captions] if rng.random() < practice.rough else captions
 
 
 def encode_windows(vae: ViTVAE, video: Tensor) -> Tensor:

@@ -45,7 +45,15 @@ WORDINGS: dict[str, Wording] = {
         move=("moves {}", "slides {}", "goes {}", "is moving {}", "travels {}"),
         keep=("keeps moving {}", "keeps sliding {}", "goes on moving {}", "continues {}"),
         same=("keeps moving", "moves on", "continues", "continues as before"),
-        still=("stands still", "does not move", "is still", "stays in place"),
+        still=(
+            "stands still",
+            "does not move",
+            "is still",
+            "stays in place",
+            "remains where it is",
+            "is not travelling",
+            "does not slide",
+        ),
         stop=("stops", "stops moving", "comes to a stop", "stands still now"),
         bounce=("bounces around", "bounces off the walls", "keeps bouncing", "jumps from wall to wall"),
         fall=("falls", "falls to the floor", "falls and bounces", "drops and bounces"),
@@ -63,7 +71,7 @@ WORDINGS: dict[str, Wording] = {
     ),
 }
 
-_TOWARDS: dict[str, tuple[str, ...]] = {
+TOWARDS: dict[str, tuple[str, ...]] = {
     "right": ("right", "to the right"),
     "left": ("left", "to the left"),
     "up": ("up", "upwards"),
@@ -177,7 +185,7 @@ def _motion_words(wording: Wording, motion: str, has_history: bool, changes: boo
     if motion == "fall":
         return _pick(wording.fall, rng)
     keeps = not changes and rng.random() < 0.7
-    return _pick(wording.keep if keeps else wording.move, rng).format(_pick(_TOWARDS[motion], rng))
+    return _pick(wording.keep if keeps else wording.move, rng).format(_pick(TOWARDS[motion], rng))
 
 
 def _subject(colour: str | None, shape: str | None, size: str, *, first: bool, rng: np.random.Generator) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,12 @@ import pytest
 import torch
 
 from magi_core.text import SpecialTokens, T5TextEncoder
-from magi_core.training.text import CLASSES, OTHER_WORDS, TextTraining, labelled_captions, roughen, train_text
-from magi_core.worlds.captions import WORDINGS
+from magi_core.training.practice import PRACTICE
+from magi_core.training.rough import OTHER_WORDS, roughen
+from magi_core.training.shards import put_into_words
+from magi_core.training.text import CLASSES, TextTraining, labelled_captions, train_text
+from magi_core.worlds.captions import TOWARDS, WORDINGS
+from magi_core.worlds.clips import sample_clip
 
 SHORT = TextTraining(steps=2, batch=4, clips=4, test_clips=2)
 
@@ -54,13 +58,30 @@ def test_labels_are_read_from_the_text() -> None:
 
 
 def test_no_held_back_phrase_is_heard_in_training() -> None:
-    phrases = [
-        phrase.replace(" {}", "")
-        for field in fields(WORDINGS["test"])
-        for phrase in getattr(WORDINGS["test"], field.name)
-    ]
-    heard = [word for words in OTHER_WORDS.values() for word in words]
-    assert not [(word, phrase) for word in heard for phrase in phrases if word == phrase]
+    held_back = [phrase for field in fields(WORDINGS["test"]) for phrase in getattr(WORDINGS["test"], field.name)]
+    heard = {word for words in OTHER_WORDS.values() for word in words}
+    assert not heard & {phrase.replace(" {}", "") for phrase in held_back}
+    towards = [word for words in TOWARDS.values() for word in words]
+    whole = {phrase.format(word) for phrase in held_back for word in towards}
+    rng, rough = np.random.default_rng(0), replace(PRACTICE["full"], rough=1.0)
+    for practice in (*PRACTICE.values(), rough):
+        clips = [sample_clip(practice.world, 5, rng) for _ in range(300)]
+        said = "\n".join(
+            f" {caption.rstrip('.')} " for clip in clips for caption in put_into_words(clip, practice, rng)
+        )
+        assert not [phrase for phrase in whole if f" {phrase} " in said]
+
+
+def test_a_share_of_the_clips_is_told_in_another_hand() -> None:
+    clip = sample_clip(PRACTICE["full"].world, 3, np.random.default_rng(0))
+
+    def told(share: float) -> list[list[str]]:
+        rng, practice = np.random.default_rng(1), replace(PRACTICE["full"], rough=share)
+        return [put_into_words(clip, practice, rng) for _ in range(40)]
+
+    words = {word for captions in told(0.0) for caption in captions for word in caption.split()}
+    strange = [any(word not in words for caption in captions for word in caption.split()) for captions in told(0.5)]
+    assert 8 < sum(strange) < 32
 
 
 def test_roughened_captions_keep_what_they_say() -> None:
