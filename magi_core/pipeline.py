@@ -6,15 +6,13 @@
     for chunk in magi.generate("1s: a red circle moves right\\n1s: it turns blue", seed=1):
         show(chunk.frames)  # uint8 [T, H, W, 3]
 
-``Magi`` holds a model's parts, each read from disk when it is first needed. ``generate`` and ``extend`` give a ``Generation``
-(see ``generation.py``), which is iterated, stopped, saved and extended.
+``generate`` and ``extend`` give a ``Generation`` (see ``generation.py``), which is iterated, stopped, saved and extended.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -23,32 +21,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from magi_core.checkpoint.find import CheckpointFiles, find_checkpoint
-from magi_core.checkpoint.load import load_dit
+from magi_core.checkpoint.find import find_checkpoint
 from magi_core.config import MAX_KV_CHUNKS, MAX_SIDE, Sampling
-from magi_core.cost.around import decode_bytes
-from magi_core.cost.estimate import vae_bytes
-from magi_core.cost.memory import Use, choose_place, free_bytes
 from magi_core.denoise.schedule import Schedule
 from magi_core.denoise.storage import read_size
 from magi_core.errors import MagiError
 from magi_core.generation import Generation
-from magi_core.images import Fit, Frames, check_frames, read_keyframe, resize
+from magi_core.images import Fit, Frames, check_frames, read_keyframe
 from magi_core.keeping import Run
-from magi_core.kernels import attention
-from magi_core.lora import Lora, Used, read, use, used
+from magi_core.lora import Lora, Used, used
 from magi_core.making import FRAMES_PER_LATENT, Decode, Making
 from magi_core.memory.streaming import Place
 from magi_core.model import MagiDiT
+from magi_core.parts import Parts
 from magi_core.plan import Plan, plan
 from magi_core.storyboard import Storyboard
-from magi_core.text.cache import EmbeddingCache
-from magi_core.text.caption import Caption
-from magi_core.text.encoder import T5TextEncoder
-from magi_core.text.special_tokens import SpecialTokens
-from magi_core.vae import Tiling, VAEConfig, ViTVAE, load_vae, read_vae_config, tiling_for
-from magi_core.vae.chunks import decode_frames, encode_frames
-from magi_core.vae.load import CONFIG_FILE
+from magi_core.vae.chunks import decode_frames
 from magi_core.wishes import Wishes, changed, check_kept
 
 log = logging.getLogger(__name__)
@@ -64,31 +52,8 @@ def context_frames(sampling: Sampling) -> int:
     return max(CONTEXT_FRAMES, chunks * sampling.chunk_width * FRAMES_PER_LATENT)
 
 
-class Magi:
-    """A model: transformer, VAE, text encoder and special tokens, read when first used."""
-
-    def __init__(
-        self,
-        files: CheckpointFiles,
-        *,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-        weights: Place | Literal["auto"] = "auto",
-        fp8: bool = False,
-        attention: str = "auto",
-        text_cache: Path | None = None,
-        loras: Sequence[Lora] = (),
-    ) -> None:
-        self.files, self.config = files, files.config
-        self.device, self.dtype = torch.device(device), dtype
-        self.weights, self.fp8, self.attention = weights, fp8, attention
-        self._text_cache = text_cache
-        self.loras = tuple(loras)
-
-    @cached_property
-    def dit(self) -> MagiDiT:
-        """The transformer, placed for the video that it was first read for; asked for first, for one of the model's own size."""
-        return self._read_dit(self.config.height, self.config.width, self.config.sampling)
+class Magi(Parts):
+    """A model that makes videos."""
 
     def dit_for(self, earlier: Path | str) -> MagiDiT:
         """The transformer to go on with a session file, or the run in a folder: read, where it was not yet, so that their video fits."""
@@ -96,36 +61,8 @@ class Magi:
             path = Path(earlier)
             height, width, sampling = Run.open(path).size() if path.is_dir() else read_size(path)
             patch = self.vae_config.patch_size
-            self.dit = self._read_dit(height * patch, width * patch, sampling)
+            self.dit = self.read_dit(height * patch, width * patch, sampling)
         return self.dit
-
-    def _read_dit(self, height: int, width: int, sampling: Sampling) -> MagiDiT:
-        """The transformer, placed so that a video of that size in pixels fits; raises MagiError where it cannot."""
-        dit = self.config.dit if self.dtype is None else replace(self.config.dit, params_dtype=self.dtype)
-        gpu = self.device.type == "cuda"
-        adapters = read(self.loras, dit)
-        beside = sum(adapter.parameters for adapter, _ in adapters) * dit.params_dtype.itemsize
-        if gpu and self.files.vae is not None:
-            beside += self._vae_bytes(height, width, sampling)
-        needed = Use(
-            replace(self.config, dit=dit),
-            height,
-            width,
-            sampling,
-            fp8=self.fp8,
-            beside=beside,
-            gpu=gpu,
-        )
-        model = load_dit(
-            self.files,
-            device=self.device,
-            dtype=self.dtype,
-            attend=attention(self.attention, self.device),
-            weights=choose_place(needed, self.weights, free_bytes(self.device)),
-            fp8=self.fp8,
-        )
-        use(model, adapters)
-        return model
 
     @property
     def _quantises(self) -> bool:
@@ -136,55 +73,6 @@ class Magi:
     def used_loras(self) -> tuple[Used, ...]:
         """As sessions remember them."""
         return used(self.loras)
-
-    @cached_property
-    def vae(self) -> ViTVAE:
-        return load_vae(self.vae_folder, self.device, self.vae_dtype(gpu=self.device.type != "cpu"))
-
-    def vae_dtype(self, *, gpu: bool) -> torch.dtype:
-        """bfloat16 beside a bfloat16 transformer on a GPU, as the reference; float32 otherwise."""
-        low = gpu and (self.dtype or self.config.dit.params_dtype) == torch.bfloat16
-        return torch.bfloat16 if low else torch.float32
-
-    def _vae_bytes(self, height: int, width: int, sampling: Sampling) -> int:
-        """What the VAE will take on a GPU besides what it has already: a chunk is decoded while the next ones are denoised."""
-        config, dtype = self.vae_config, self.vae_dtype(gpu=True)
-        latents = (1, config.z_chans, sampling.chunk_width, height // config.patch_size, width // config.patch_size)
-        weights = 0 if "vae" in vars(self) else vae_bytes(config, dtype)
-        return weights + decode_bytes(config, dtype, self.tiling, latents)
-
-    @property
-    def vae_folder(self) -> Path:
-        """Where the VAE is; raises MagiError where there is none."""
-        return _found(self.files.vae, self.files)
-
-    @cached_property
-    def vae_config(self) -> VAEConfig:
-        """The VAE's sizes, without its weights; raises MagiError where they do not belong to the transformer's."""
-        config = read_vae_config(self.vae_folder / CONFIG_FILE)
-        latents, dit = (config.patch_length, config.z_chans), self.config.dit.latent_channels
-        if latents != (self.config.temporal_downsample_factor, dit):
-            raise MagiError(
-                f"the VAE in {self.files.vae} makes {config.z_chans} channels of {config.patch_length} frames each, the transformer "
-                f"takes {dit} of {self.config.temporal_downsample_factor}; use the VAE that belongs to the model"
-            )
-        return config
-
-    @cached_property
-    def tiling(self) -> Tiling:
-        """Windows for encoding and decoding; no frame of a video is dropped (spec 14.11 is the reference's exception)."""
-        return replace(tiling_for(self.vae_config), single_frame_rule=False)
-
-    @cached_property
-    def text_encoder(self) -> T5TextEncoder:
-        cache = EmbeddingCache(self._text_cache) if self._text_cache else None
-        length = self.config.dit.caption_max_length
-        return T5TextEncoder(_found(self.files.t5, self.files), max_length=length, cache=cache)
-
-    @cached_property
-    def special_tokens(self) -> SpecialTokens | None:
-        path = self.files.special_tokens
-        return SpecialTokens.load(path, self.config.dit.caption_channels) if path else None
 
     def generate(
         self,
@@ -219,7 +107,7 @@ class Magi:
             storyboard, wishes, sampling, 0 if prefix is None else prefix.shape[2] * self.vae_config.patch_length
         )
         if "dit" not in vars(self):
-            self.dit = self._read_dit(height, width, sampling)
+            self.dit = self.read_dit(height, width, sampling)
         making = Making.start(
             self.dit,
             sampling,
@@ -234,7 +122,7 @@ class Magi:
         )
         images = self._keyframes(layout, height, width, wishes.fit, folder)
         if image is not None:
-            images[0] = self._encode(image[None], height, width, wishes.fit)
+            images[0] = self.encode(image[None], height, width, wishes.fit)
         self._add(making, layout, images, wishes)
         return Generation(making, self.decoder(), self.config.fps)
 
@@ -282,13 +170,6 @@ class Magi:
         vae, tiling = self.vae, self.tiling
         return lambda latents: decode_frames(vae, latents, self.config.scale_factor, tiling)
 
-    def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Caption]:
-        """Each distinct prompt's caption. The text encoder's weights are let go of afterwards."""
-        distinct = list(dict.fromkeys(prompts))
-        captions = self.text_encoder.encode(distinct)
-        self.text_encoder.unload()
-        return dict(zip(distinct, captions, strict=True))
-
     def _plan(self, storyboard: Storyboard, wishes: Wishes, sampling: Sampling, prefix_frames: int = 0) -> Plan:
         chunk_frames = sampling.chunk_width * self.config.temporal_downsample_factor
         return plan(
@@ -310,7 +191,7 @@ class Magi:
         for chunk in layout.chunks:
             if chunk.keyframe is not None:
                 image = read_keyframe(chunk.keyframe, folder or Path())
-                images[chunk.index] = self._encode(image[None], height, width, fit)
+                images[chunk.index] = self.encode(image[None], height, width, fit)
         return images
 
     def _prefix(self, video: Frames, height: int, width: int, fit: Fit) -> Tensor:
@@ -319,10 +200,7 @@ class Magi:
         usable = len(video) // group * group
         if not usable:
             raise MagiError(f"the video to continue has {len(video)} frames; at least {group} are needed")
-        return self._encode(video[-usable:], height, width, fit)
-
-    def _encode(self, frames: Frames, height: int, width: int, fit: Fit) -> Tensor:
-        return encode_frames(self.vae, resize(frames, height, width, fit), self.config.scale_factor, self.tiling)
+        return self.encode(video[-usable:], height, width, fit)
 
     def _sampling(self, wishes: Wishes) -> Sampling:
         sampling = wishes.sampling or self.config.sampling
@@ -388,9 +266,3 @@ def load(
 
 def _storyboard(storyboard: Storyboard | str) -> Storyboard:
     return storyboard if isinstance(storyboard, Storyboard) else Storyboard.from_string(storyboard)
-
-
-def _found(path: Path | None, files: CheckpointFiles) -> Path:
-    if path is None:
-        raise MagiError(f"{files.name} is not complete: {'; '.join(files.missing)}")
-    return path

@@ -156,9 +156,9 @@ def planned(magi: Magi, monkeypatch: pytest.MonkeyPatch) -> list[Use]:
     """What was to be placed on a GPU, without one."""
     seen: list[Use] = []
     dit = magi.dit
-    monkeypatch.setattr("magi_core.pipeline.free_bytes", lambda device: 0)
-    monkeypatch.setattr("magi_core.pipeline.choose_place", lambda use, wanted, free: seen.append(use) or "resident")
-    monkeypatch.setattr("magi_core.pipeline.load_dit", lambda files, **_: dit)
+    monkeypatch.setattr("magi_core.parts.free_bytes", lambda device: 0)
+    monkeypatch.setattr("magi_core.parts.choose_place", lambda use, wanted, free: seen.append(use) or "resident")
+    monkeypatch.setattr("magi_core.parts.load_dit", lambda files, **_: dit)
     return seen
 
 

@@ -127,7 +127,7 @@ def run_physics_worlds(arguments: argparse.Namespace) -> int:
         variants = {"continuation": made_by(sampling), "image to video": from_last_frame(made_by(sampling))}
         variants |= {f"KV range {chunks}": made_by(kv_range(sampling, chunks)) for chunks in arguments.kv_ranges}
         if arguments.bidirectional:
-            variants["bidirectional"] = bidirectional_of(magi.files, arguments.bidirectional, sampling, magi.device)
+            variants["bidirectional"] = bidirectional_of(magi, arguments.bidirectional, sampling)
         for event in build_events(arguments.world, min(SHOWN, arguments.count)):
             lines.append((f"given, then what happened: {event.request.prompts[0]}", event.takes[0]))
             made = variants["continuation"]([event.request])[0]

@@ -18,13 +18,13 @@ from magi_core.checkpoint.find import CheckpointFiles
 from magi_core.checkpoint.load import load_dit
 from magi_core.denoise.storage import fingerprint
 from magi_core.model import MagiDiT
+from magi_core.parts import Parts
 from magi_core.run_lock import alone
 from magi_core.training.dataset import Mix
 from magi_core.training.dit import DiTSettings, train_dit
 from magi_core.training.export import write_weights
 from magi_core.training.objective import bidirectional_layout
 from magi_core.training.origin import claim
-from magi_core.training.parts import read_parts
 from magi_core.training.shards import make_shards, open_clips
 from magi_core.training.train import FURTHER, WORK, find_start
 
@@ -68,7 +68,7 @@ def train_bidirectional(start: str | Path, out: Path, settings: Bidirectional) -
 
 
 def _train(files: CheckpointFiles, model: MagiDiT, made: Path, work: Path, settings: Bidirectional) -> None:
-    parts = read_parts(files)
+    parts = Parts(files)
     make_shards(work / "clips", parts.vae, settings.world, settings.clips, settings.dit.seed, GIVEN + PREDICTED)
     clips = open_clips(work / "clips", parts)
 

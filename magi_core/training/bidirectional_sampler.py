@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from magi_core.checkpoint.find import CheckpointFiles
 from magi_core.checkpoint.load import load_dit
 from magi_core.config import Sampling
 from magi_core.denoise.schedule import Schedule
@@ -22,13 +21,12 @@ from magi_core.errors import MagiError
 from magi_core.evaluation.cases import Request
 from magi_core.evaluation.score import Generator
 from magi_core.model import MagiDiT
+from magi_core.parts import Parts
 from magi_core.training.bidirectional import GIVEN, PREDICTED
 from magi_core.training.dataset import ClipSet, Mix, draw_sample
 from magi_core.training.objective import CLEAN_T, Layout, Sample, bidirectional_layout
-from magi_core.training.parts import Parts, read_parts
 from magi_core.training.shortcut import guided_velocity
 from magi_core.vae.chunks import decode_frames, encode_frames
-from magi_core.vae.tiling import tiling_for
 from magi_core.worlds.clips import CHUNK_FRAMES
 from magi_core.worlds.shapes import Frames
 
@@ -36,15 +34,14 @@ TOLD = Mix(null_caption=0.0, prefix=0.0, scene=0.0, special_token=1.0, late_row=
 LAYOUT = bidirectional_layout(GIVEN, PREDICTED)
 
 
-def bidirectional_of(files: CheckpointFiles, weights: Path, sampling: Sampling, device: torch.device) -> Generator:
-    """One video after the other, all of its seconds at once, by the variant of a model whose transformer is the file ``weights``.
+def bidirectional_of(parts: Parts, weights: Path, sampling: Sampling) -> Generator:
+    """One video after the other, all of its seconds at once, by the variant of ``parts`` whose transformer is the file ``weights``.
 
     Requests give GIVEN chunks and ask for PREDICTED. Raises MagiError where the file is missing, damaged or of another size, and for
     other requests.
     """
-    model = load_dit(replace(files, dit=weights), device=device, dtype=torch.float32)
-    parts, scale = read_parts(files, device), files.config.scale_factor
-    tiling = tiling_for(parts.vae.config)
+    model = load_dit(replace(parts.files, dit=weights), device=parts.device, dtype=torch.float32)
+    scale = parts.config.scale_factor
     guided = replace(sampling, prev_chunk_scales=(1.0,) * len(sampling.prev_chunk_scales))  # no chunk sees itself alone
 
     def generate(request: Request) -> Frames:
@@ -52,14 +49,14 @@ def bidirectional_of(files: CheckpointFiles, weights: Path, sampling: Sampling, 
             raise MagiError(
                 f"the bidirectional variant predicts {PREDICTED} seconds from {GIVEN} given ones, and nothing else"
             )
-        given = encode_frames(parts.vae, request.prefix, scale, tiling).cpu()
+        given = encode_frames(parts.vae, request.prefix, scale, parts.tiling).cpu()
         generator = torch.Generator().manual_seed(request.seed)
         shape = (*given.shape[:2], PREDICTED * given.shape[2] // GIVEN, *given.shape[3:])
         x = torch.cat([given, torch.randn(shape, generator=generator)], dim=2)
         sample = _sample(parts, request.prompts, x, generator)
         with torch.inference_mode():
-            denoised = denoise(model, guided, LAYOUT, sample.to(device), x.to(device))
-        return decode_frames(parts.vae, denoised[:, :, given.shape[2] :], scale, tiling)
+            denoised = denoise(model, guided, LAYOUT, sample.to(parts.device), x.to(parts.device))
+        return decode_frames(parts.vae, denoised[:, :, given.shape[2] :], scale, parts.tiling)
 
     return lambda requests: [generate(request) for request in requests]
 
@@ -77,8 +74,9 @@ def denoise(model: MagiDiT, sampling: Sampling, layout: Layout, sample: Sample, 
 
 def _sample(parts: Parts, prompts: Sequence[str], x: Tensor, generator: torch.Generator) -> Sample:
     """What the chunks are told, as training tells it: as of a clip with one caption a chunk, those of given chunks unused."""
-    words = list(dict.fromkeys(prompts))
-    wording = torch.tensor([[[-1] * GIVEN + [words.index(prompt) for prompt in prompts]]])
+    captions = parts.encode_prompts(prompts)
+    words = [list(captions).index(prompt) for prompt in prompts]
+    wording = torch.tensor([[[-1] * GIVEN + words]])
     latents = torch.unflatten(x, 2, (GIVEN + PREDICTED, -1)).transpose(1, 2)
-    clips = ClipSet(latents, torch.tensor([False]), wording, parts.encoder.encode(words), parts.special)
+    clips = ClipSet(latents, torch.tensor([False]), wording, list(captions.values()), parts.special_tokens)
     return draw_sample(clips, LAYOUT, 1, TOLD, generator)

@@ -27,6 +27,7 @@ from magi_core.denoise.storage import fingerprint
 from magi_core.errors import MagiError
 from magi_core.model import MagiDiT
 from magi_core.model.embedders import sinusoid
+from magi_core.parts import Parts
 from magi_core.run_lock import alone
 from magi_core.training.checkpoint import Keep, TrainingState, start_state
 from magi_core.training.dataset import ClipSet, Mix
@@ -35,7 +36,6 @@ from magi_core.training.export import check_other_folder, write_model
 from magi_core.training.layouts import layouts_for
 from magi_core.training.objective import CLEAN_T, squared_errors
 from magi_core.training.origin import claim
-from magi_core.training.parts import read_parts
 from magi_core.training.products import attend_products
 from magi_core.training.shards import make_shards, open_clips, shards_of
 from magi_core.training.shortcut import Shortcut, draw_shortcut, self_consistent, shortcut_velocity
@@ -105,7 +105,7 @@ def _distil(
     clips: Path | None,
     watch: Callable[[int], None] | None,
 ) -> None:
-    work, parts = out / WORK, read_parts(files)
+    work, parts = out / WORK, Parts(files)
     if clips is None:
         clips = work / "clips"
         make_shards(clips, parts.vae, settings.world, settings.clips, settings.dit.seed)

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from magi_core.errors import MagiError
 from magi_core.files import atomic_write
+from magi_core.parts import Parts
 from magi_core.text.caption import Caption
 from magi_core.training.dataset import ClipSet
-from magi_core.training.parts import Parts
 from magi_core.training.practice import PRACTICE, Practice
 from magi_core.training.rough import roughen
 from magi_core.vae import ViTVAE, frames_to_video
@@ -160,5 +160,5 @@ def open_clips(folder: Path, parts: Parts) -> ClipSet:
     distinct = {text: i for i, text in enumerate(dict.fromkeys(t for clip in texts for words in clip for t in words))}
     log.info("data: %d clips, %d distinct captions", len(texts), len(distinct))
     wording = torch.tensor([[[distinct[t] for t in words] for words in clip] for clip in texts])
-    encoded = [Caption(c.embedding.half(), c.mask) for c in parts.encoder.encode(list(distinct), batch_size=128)]
-    return ClipSet(torch.cat(latents), torch.cat(images), wording, encoded, parts.special)
+    encoded = [Caption(c.embedding.half(), c.mask) for c in parts.text_encoder.encode(list(distinct), batch_size=128)]
+    return ClipSet(torch.cat(latents), torch.cat(images), wording, encoded, parts.special_tokens)

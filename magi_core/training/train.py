@@ -18,18 +18,15 @@ from magi_core.checkpoint.load import load_dit
 from magi_core.denoise.storage import fingerprint
 from magi_core.errors import MagiError
 from magi_core.model import MagiDiT
+from magi_core.parts import Parts
 from magi_core.presets import PRESETS
 from magi_core.run_lock import alone
-from magi_core.text.encoder import T5TextEncoder
-from magi_core.text.special_tokens import SpecialTokens
 from magi_core.training.dit import DiTSettings, train_dit
 from magi_core.training.export import bring_parts, check_other_folder, write_dit
 from magi_core.training.origin import claim
-from magi_core.training.parts import Parts
 from magi_core.training.shards import make_shards, open_clips
 from magi_core.training.text import TextTraining, train_text
 from magi_core.training.vae import VAETraining, train_vae
-from magi_core.vae import load_vae
 
 NANO = replace(PRESETS["nano"], load=".", vae_pretrained="vae", t5_pretrained="t5")
 WORK = "training"
@@ -105,11 +102,9 @@ def _train(
     if not (out / "vae" / "config.json").is_file():
         work.mkdir(parents=True, exist_ok=True)
         train_vae(out / "vae", work, settings.vae)
-    vae = load_vae(out / "vae")
-    make_shards(work / "clips", vae, settings.world, settings.clips, settings.seed)
-    encoder = T5TextEncoder(out / "t5", max_length=NANO.dit.caption_max_length)
-    special = SpecialTokens.load(out / "special_tokens.npz", NANO.dit.caption_channels)
-    clips = open_clips(work / "clips", Parts(vae, encoder, special))
+    parts = Parts(CheckpointFiles("nano", config, None, out / "vae", out / "t5", out / "special_tokens.npz"))
+    make_shards(work / "clips", parts.vae, settings.world, settings.clips, settings.seed)
+    clips = open_clips(work / "clips", parts)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def keep(weights: Mapping[str, Tensor], step: int) -> None:

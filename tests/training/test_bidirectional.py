@@ -15,12 +15,13 @@ from magi_core.cli.commands import main
 from magi_core.errors import MagiError
 from magi_core.evaluation import physics_worlds
 from magi_core.evaluation.physics_worlds import build_events
+from magi_core.parts import Parts
 from magi_core.training import bidirectional
 from magi_core.training.bidirectional import LAYOUT, WEIGHTS_FILE, Bidirectional, train_bidirectional
 from magi_core.training.bidirectional_sampler import bidirectional_of
 from magi_core.training.objective import CLEAN_T, bidirectional_layout, draw_times
 
-NANO, CPU = find_checkpoint("nano"), torch.device("cpu")
+NANO = Parts(find_checkpoint("nano"))
 SMALLEST = Bidirectional(clips=2, dit=replace(Bidirectional().dit, steps=1, batch={LAYOUT: 2}))
 
 
@@ -41,7 +42,7 @@ def test_the_chunks_that_are_made_share_one_time_and_all_read_all() -> None:
 
 
 def test_later_prompts_change_earlier_seconds_and_given_frames_all_of_them(made: Path) -> None:
-    generate = bidirectional_of(NANO, made / WEIGHTS_FILE, NANO.config.sampling.changed(steps=4), CPU)
+    generate = bidirectional_of(NANO, made / WEIGHTS_FILE, NANO.config.sampling.changed(steps=4))
     request = next(build_events("narrow", 1)).request
     told = replace(request, prompts=(*request.prompts[:4], "the circle turns yellow"))
     assert request.prefix is not None
@@ -52,7 +53,7 @@ def test_later_prompts_change_earlier_seconds_and_given_frames_all_of_them(made:
     with pytest.raises(MagiError, match="predicts 5 seconds from 3 given ones"):
         generate([replace(request, prompts=request.prompts[:4])])
     with pytest.raises(MagiError, match=r"nothing\.safetensors"):
-        bidirectional_of(NANO, made / "nothing.safetensors", NANO.config.sampling, CPU)
+        bidirectional_of(NANO, made / "nothing.safetensors", NANO.config.sampling)
 
 
 def test_a_run_goes_on_and_one_of_another_model_is_refused(made: Path) -> None:

@@ -18,9 +18,9 @@ from magi_core.cli import main
 from magi_core.cli.samples import sheets
 from magi_core.config_file import read_config
 from magi_core.errors import MagiError
+from magi_core.parts import Parts
 from magi_core.training.curve import draw_curve
 from magi_core.training.dit import DiTSettings
-from magi_core.training.parts import read_parts
 from magi_core.training.practice import PRACTICE
 from magi_core.training.shards import make_shards, open_clips, write_shard
 from magi_core.training.train import NANO, Training, train
@@ -89,11 +89,13 @@ def test_clips_of_another_version_are_refused_by_name(tmp_path: Path) -> None:
     vae = ViTVAE(NANO_VAE).eval()
     write_shard(tmp_path / "clips-000000.safetensors", vae, "narrow", range(1), 0)
     write_shard(tmp_path / "clips-001000.safetensors", vae, "narrow", range(1), 0, chunks=3)
-    parts = read_parts(find_checkpoint("nano"))
+    parts = Parts(find_checkpoint("nano"))
+    parts.vae = vae
     with pytest.raises(MagiError, match=r"clips-001000\.safetensors are 3 seconds long and those before them 5"):
-        open_clips(tmp_path, replace(parts, vae=vae))
+        open_clips(tmp_path, parts)
+    parts.vae = ViTVAE(NANO_VAE)
     with pytest.raises(MagiError, match=r"clips-000000\.safetensors are of another VAE than"):
-        open_clips(tmp_path, replace(parts, vae=ViTVAE(NANO_VAE)))
+        open_clips(tmp_path, parts)
 
 
 def test_clips_made_from_something_else_are_refused_before_anything_is_learnt(

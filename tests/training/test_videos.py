@@ -51,7 +51,7 @@ def test_videos_of_different_lengths_and_rates_become_clips(tmp_path: Path, magi
     assert clips.wording[0].tolist() == [[0, 1]] and clips.wording[4].tolist() == [[2, NO_CAPTION, NO_CAPTION]]
     own = magi.text_encoder.encode(["it moves right"])[0]
     torch.testing.assert_close(clips.captions[1].embedding.float(), own.embedding, rtol=1e-3, atol=1e-3)
-    still = magi._encode(_first_frame(tmp_path / "a.mp4"), 32, 32, "crop")[0, :, 0]
+    still = magi.encode(_first_frame(tmp_path / "a.mp4"), 32, 32, "crop")[0, :, 0]
     torch.testing.assert_close(clips.latents[3][0, :, 0].float(), still, rtol=2e-2, atol=2e-2)
 
 
