@@ -61,7 +61,7 @@ RECIPES: Mapping[str, Training] = {
         text=TextTraining(steps=600),
         vae=VAETraining(steps=2000, full_world=0.9),
         dit=DiTSettings(
-            steps=14_000, batch={"first": 14, "next": 10, "pair": 2, "start": 2, "behind": 4, "stream": 4, "far": 3}
+            steps=18_000, batch={"first": 24, "next": 10, "pair": 2, "start": 2, "behind": 4, "stream": 4, "far": 3}
         ),
     ),
 }

@@ -130,7 +130,7 @@ def test_the_command_trains_each_world_by_its_recipe(tmp_path: Path, monkeypatch
         assert main(["train", "-o", str(tmp_path), *words]) == 0
     small, full, further = made
     assert (small.world, small.clips, small.dit.steps) == ("narrow", 12_000, 4350)
-    assert (full.world, full.clips, full.dit.steps) == ("full", 16_000, 14_000)
+    assert (full.world, full.clips, full.dit.steps) == ("full", 16_000, 18_000)
     assert (full.text.steps, full.vae.steps, full.vae.full_world) == (600, 2000, 0.9)
     assert further.start == "nano" and (further.world, further.clips, further.dit.steps) == ("full", 16_000, 7)
     assert further.dit.muon_lr < full.dit.muon_lr
