@@ -32,6 +32,8 @@ GIVEN, PREDICTED = 3, 5
 """Chunks of a sequence."""
 WEIGHTS_FILE = "bidirectional.safetensors"
 LAYOUT = "bidirectional"
+START = "start"
+"""Of the file's metadata: the fingerprint of the model that it is a variant of."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def _train(files: CheckpointFiles, model: MagiDiT, made: Path, work: Path, setti
     clips = open_clips(work / "clips", parts)
 
     def keep(weights: Mapping[str, Tensor], step: int) -> None:
-        write_weights({name: value.to(torch.float16) for name, value in weights.items()}, made)
+        stored = {name: value.to(torch.float16) for name, value in weights.items()}
+        write_weights(stored, made, START, fingerprint(model))
 
     layouts = {LAYOUT: bidirectional_layout(GIVEN, PREDICTED)}
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -12,17 +12,19 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from magi_core.checkpoint.load import load_dit
 from magi_core.config import Sampling
 from magi_core.denoise.schedule import Schedule
+from magi_core.denoise.storage import fingerprint
 from magi_core.errors import MagiError
 from magi_core.evaluation.cases import Request
 from magi_core.evaluation.score import Generator
 from magi_core.model import MagiDiT
 from magi_core.parts import Parts
-from magi_core.training.bidirectional import GIVEN, PREDICTED
+from magi_core.training.bidirectional import GIVEN, PREDICTED, START
 from magi_core.training.dataset import ClipSet, Mix, draw_sample
 from magi_core.training.objective import CLEAN_T, Layout, Sample, bidirectional_layout
 from magi_core.training.shortcut import guided_velocity
@@ -37,10 +39,16 @@ LAYOUT = bidirectional_layout(GIVEN, PREDICTED)
 def bidirectional_of(parts: Parts, weights: Path, sampling: Sampling) -> Generator:
     """One video after the other, all of its seconds at once, by the variant of ``parts`` whose transformer is the file ``weights``.
 
-    Requests give GIVEN chunks and ask for PREDICTED. Raises MagiError where the file is missing, damaged or of another size, and for
+    Requests give GIVEN chunks and ask for PREDICTED. Raises MagiError where the file is missing, damaged or of another model, and for
     other requests.
     """
     model = load_dit(replace(parts.files, dit=weights), device=parts.device, dtype=torch.float32)
+    with safe_open(weights, framework="pt") as file:
+        started = (file.metadata() or {}).get(START)
+    if started != fingerprint(load_dit(parts.files, dtype=torch.float32)):
+        raise MagiError(
+            f"{weights} is no bidirectional variant of {parts.files.dit}; make one with magi train --bidirectional --start MODEL"
+        )
     scale = parts.config.scale_factor
     guided = replace(sampling, prev_chunk_scales=(1.0,) * len(sampling.prev_chunk_scales))  # no chunk sees itself alone
 

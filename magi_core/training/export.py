@@ -33,10 +33,11 @@ def write_dit(weights: Mapping[str, Tensor], config: MagiConfig, out: Path) -> N
         path.write_text(json.dumps(config_document(config), indent=2) + "\n", encoding="utf-8")
 
 
-def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors to a safetensors file, whole or not at all."""
+def write_weights(weights: Mapping[str, Tensor], path: Path, key: str = "format", value: str = "pt") -> None:
+    """Write tensors to a safetensors file, whole or not at all. Its metadata are one entry, since several are written in any order."""
+    held = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
     with atomic_write(path) as temporary:
-        save_file({name: value.detach().contiguous() for name, value in weights.items()}, temporary, {"format": "pt"})
+        save_file(held, temporary, {key: value})
 
 
 def write_model(files: CheckpointFiles, weights: Mapping[str, Tensor], out: Path) -> None:

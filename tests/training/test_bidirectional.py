@@ -52,6 +52,8 @@ def test_later_prompts_change_earlier_seconds_and_given_frames_all_of_them(made:
     assert (first[:24] != later[:24]).any() and (first[:24] != other[:24]).any()
     with pytest.raises(MagiError, match="predicts 5 seconds from 3 given ones"):
         generate([replace(request, prompts=request.prompts[:4])])
+    with pytest.raises(MagiError, match=r"no bidirectional variant of .*nano-full.*; make one with"):
+        bidirectional_of(Parts(find_checkpoint("nano-full")), made / WEIGHTS_FILE, NANO.config.sampling)
     with pytest.raises(MagiError, match=r"nothing\.safetensors"):
         bidirectional_of(NANO, made / "nothing.safetensors", NANO.config.sampling)
 
