@@ -147,7 +147,10 @@ def run_physics_worlds(arguments: argparse.Namespace) -> int:
         if arguments.kv_ranges
         else None
     )
-    settings = made_with(arguments, magi, sampling) | {"world": arguments.world, "count": arguments.count}
+    asked = {"world": arguments.world, "count": arguments.count}
+    if arguments.bidirectional:
+        asked["bidirectional"] = str(arguments.bidirectional)
+    settings = made_with(arguments, magi, sampling) | asked
     write_results(
         arguments.output, "physics-worlds", physics_markdown(rows), physics_json(rows, settings, curve=curve), lines
     )

@@ -31,7 +31,8 @@ from magi_core.training.train import FURTHER, WORK, find_start
 GIVEN, PREDICTED = 3, 5
 """Chunks of a sequence."""
 WEIGHTS_FILE = "bidirectional.safetensors"
-LAYOUT = "bidirectional"
+NAME = "bidirectional"
+LAYOUT = bidirectional_layout(GIVEN, PREDICTED)
 START = "start"
 """Of the file's metadata: the fingerprint of the model that it is a variant of."""
 
@@ -47,7 +48,7 @@ class Bidirectional:
     dit: DiTSettings = replace(
         FURTHER,
         steps=2000,
-        batch=MappingProxyType({LAYOUT: 8}),
+        batch=MappingProxyType({NAME: 8}),
         mix=Mix(prefix=0.0, scene=0.0, late_row=0.0),
         keep_steps=0,
     )
@@ -76,8 +77,7 @@ def _train(files: CheckpointFiles, model: MagiDiT, made: Path, work: Path, setti
 
     def keep(weights: Mapping[str, Tensor], step: int) -> None:
         stored = {name: value.to(torch.float16) for name, value in weights.items()}
-        write_weights(stored, made, START, fingerprint(model))
+        write_weights(stored, made, {START: fingerprint(model)})
 
-    layouts = {LAYOUT: bidirectional_layout(GIVEN, PREDICTED)}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    train_dit(files.config.dit, clips, work, settings.dit, keep, device, model.state_dict(), layouts)
+    train_dit(files.config.dit, clips, work, settings.dit, keep, device, model.state_dict(), {NAME: LAYOUT})

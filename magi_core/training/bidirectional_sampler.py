@@ -24,16 +24,15 @@ from magi_core.evaluation.cases import Request
 from magi_core.evaluation.score import Generator
 from magi_core.model import MagiDiT
 from magi_core.parts import Parts
-from magi_core.training.bidirectional import GIVEN, PREDICTED, START
+from magi_core.training.bidirectional import GIVEN, LAYOUT, PREDICTED, START, WEIGHTS_FILE
 from magi_core.training.dataset import ClipSet, Mix, draw_sample
-from magi_core.training.objective import CLEAN_T, Layout, Sample, bidirectional_layout
+from magi_core.training.objective import CLEAN_T, Layout, Sample
 from magi_core.training.shortcut import guided_velocity
 from magi_core.vae.chunks import decode_frames, encode_frames
 from magi_core.worlds.clips import CHUNK_FRAMES
 from magi_core.worlds.shapes import Frames
 
 TOLD = Mix(null_caption=0.0, prefix=0.0, scene=0.0, special_token=1.0, late_row=0.0)
-LAYOUT = bidirectional_layout(GIVEN, PREDICTED)
 
 
 def bidirectional_of(parts: Parts, weights: Path, sampling: Sampling) -> Generator:
@@ -42,6 +41,8 @@ def bidirectional_of(parts: Parts, weights: Path, sampling: Sampling) -> Generat
     Requests give GIVEN chunks and ask for PREDICTED. Raises MagiError where the file is missing, damaged or of another model, and for
     other requests.
     """
+    if weights.suffix != ".safetensors" or not weights.is_file():
+        raise MagiError(f"{weights} is no safetensors file; magi train --bidirectional makes one, {WEIGHTS_FILE}")
     model = load_dit(replace(parts.files, dit=weights), device=parts.device, dtype=torch.float32)
     with safe_open(weights, framework="pt") as file:
         started = (file.metadata() or {}).get(START)

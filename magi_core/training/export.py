@@ -28,16 +28,16 @@ def weights_file(config: MagiConfig, out: Path) -> Path:
 
 def write_dit(weights: Mapping[str, Tensor], config: MagiConfig, out: Path) -> None:
     """Write a transformer's weights (public names, as they are) and config.json to a model folder; each file whole or not at all."""
-    write_weights(weights, weights_file(config, out))
+    write_weights(weights, weights_file(config, out), {"format": "pt"})
     with atomic_write(out / "config.json") as path:
         path.write_text(json.dumps(config_document(config), indent=2) + "\n", encoding="utf-8")
 
 
-def write_weights(weights: Mapping[str, Tensor], path: Path, key: str = "format", value: str = "pt") -> None:
-    """Write tensors to a safetensors file, whole or not at all. Its metadata are one entry, since several are written in any order."""
+def write_weights(weights: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write tensors to a safetensors file, whole or not at all. With one entry of metadata equal tensors give equal bytes; several come in any order."""
     held = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
     with atomic_write(path) as temporary:
-        save_file(held, temporary, {key: value})
+        save_file(held, temporary, metadata)
 
 
 def write_model(files: CheckpointFiles, weights: Mapping[str, Tensor], out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +18,12 @@ from magi_core.evaluation import physics_worlds
 from magi_core.evaluation.physics_worlds import build_events
 from magi_core.parts import Parts
 from magi_core.training import bidirectional
-from magi_core.training.bidirectional import LAYOUT, WEIGHTS_FILE, Bidirectional, train_bidirectional
+from magi_core.training.bidirectional import LAYOUT, NAME, WEIGHTS_FILE, Bidirectional, train_bidirectional
 from magi_core.training.bidirectional_sampler import bidirectional_of
-from magi_core.training.objective import CLEAN_T, bidirectional_layout, draw_times
+from magi_core.training.objective import CLEAN_T, draw_times
 
 NANO = Parts(find_checkpoint("nano"))
-SMALLEST = Bidirectional(clips=2, dit=replace(Bidirectional().dit, steps=1, batch={LAYOUT: 2}))
+SMALLEST = Bidirectional(clips=2, dit=replace(Bidirectional().dit, steps=1, batch={NAME: 2}))
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +34,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_chunks_that_are_made_share_one_time_and_all_read_all() -> None:
-    layout = bidirectional_layout(3, 5)
-    times = draw_times(layout, 50, torch.Generator().manual_seed(0))
+    times = draw_times(LAYOUT, 50, torch.Generator().manual_seed(0))
     assert (times[:, :3] == torch.tensor(CLEAN_T)).all() and (times[:, 3:] == times[:, 3:4]).all()
     assert len(times[:, 3].unique()) == 50
-    assert layout.reads == ((0, 8),) * 8
+    assert LAYOUT.reads == ((0, 8),) * 8
     assert (bidirectional.GIVEN, bidirectional.PREDICTED) == (physics_worlds.GIVEN, physics_worlds.PREDICTED)
 
 
@@ -54,8 +54,13 @@ def test_later_prompts_change_earlier_seconds_and_given_frames_all_of_them(made:
         generate([replace(request, prompts=request.prompts[:4])])
     with pytest.raises(MagiError, match=r"no bidirectional variant of .*nano-full.*; make one with"):
         bidirectional_of(Parts(find_checkpoint("nano-full")), made / WEIGHTS_FILE, NANO.config.sampling)
-    with pytest.raises(MagiError, match=r"nothing\.safetensors"):
-        bidirectional_of(NANO, made / "nothing.safetensors", NANO.config.sampling)
+    for wrong in (made, made / "nothing.safetensors"):
+        with pytest.raises(
+            MagiError, match=f"{re.escape(str(wrong))} is no safetensors file; magi train --bidirectional"
+        ):
+            bidirectional_of(NANO, wrong, NANO.config.sampling)
+    with pytest.raises(MagiError, match=r"no bidirectional variant of .*; make one with"):
+        bidirectional_of(NANO, NANO.files.dit / "model.safetensors", NANO.config.sampling)  # the model itself
 
 
 def test_a_run_goes_on_and_one_of_another_model_is_refused(made: Path) -> None:
@@ -77,3 +82,4 @@ def test_the_commands(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["physics-worlds", *asked]) == 0
     scores = json.loads((tmp_path / "physics-worlds.json").read_text())
     assert {"continuation", "bidirectional", "bidirectional, slide"} <= scores["scores"].keys()
+    assert scores["settings"]["bidirectional"] == str(made / WEIGHTS_FILE)
