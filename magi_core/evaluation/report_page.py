@@ -143,17 +143,18 @@ def curve_svg(curve: Mapping[str, Any]) -> str:
     """A picture of {"x": name, "y": name, "series": {name: [[x, y, low, high], ...]}}; y from 0, the bars are the intervals."""
     series: Mapping[str, list[list[float]]] = curve["series"]
     points = [point for line in series.values() for point in line]
-    width, height = _SIZE
+    head = max(_MARGIN, _MARGIN / 2 + 14 * len(series))  # the names stand above the lines
+    width, height = _SIZE[0], _SIZE[1] - _MARGIN + head
     left, right = min(point[0] for point in points), max(point[0] for point in points)
     top = max(max(point[3] for point in points), 1e-9)
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - left) / (right - left) if right > left else 0.5
-        return _MARGIN + across * (width - 2 * _MARGIN), height - _MARGIN - y / top * (height - 2 * _MARGIN)
+        return _MARGIN + across * (width - 2 * _MARGIN), height - _MARGIN - y / top * (height - _MARGIN - head)
 
     parts = [f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" fill="none" stroke="currentColor">']
     bottom = height - _MARGIN
-    parts.append(f'<path d="M{_MARGIN} {_MARGIN}V{bottom}H{width - _MARGIN}" opacity=".5"/>')
+    parts.append(f'<path d="M{_MARGIN} {head}V{bottom}H{width - _MARGIN}" opacity=".5"/>')
     for index, (name, line) in enumerate(series.items()):
         colour = _COLOURS[index % len(_COLOURS)]
         path = "L".join("{:.1f} {:.1f}".format(*place(x, y)) for x, y, *_ in line)

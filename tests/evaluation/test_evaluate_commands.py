@@ -111,3 +111,13 @@ def test_markdown_and_curves_become_a_page() -> None:
     svg = curve_svg({"x": "range", "y": "<score>", "series": {"a": [[1, 10, 5, 15], [2, 20, 15, 25]]}})
     heights = [float(y) for y in re.findall(r'cy="([\d.]+)"', svg)]
     assert heights[0] > heights[1] and "&lt;score&gt;" in svg and svg.count("<circle") == 2
+
+
+def test_the_names_of_a_curve_stand_above_its_lines() -> None:
+    svg = curve_svg(
+        {"x": "second", "y": "%", "series": {name: [[1, 100, 90, 100], [30, 100, 90, 100]] for name in "abcde"}}
+    )
+    names = [
+        float(y) for y, name in re.findall(r'<text x="[^"]*" y="([^"]*)"[^>]*>(\w)</text>', svg) if name in "abcde"
+    ]
+    assert len(names) == 5 and max(names) < min(float(y) for y in re.findall(r'cy="([^"]*)"', svg))
