@@ -201,13 +201,14 @@ class Sampling:
         steps: int | None = None,
         window: int | None = None,
         guidance: float | None = None,
+        history_guidance: float | None = None,
         kv_ranges: tuple[int, ...] | None = None,
         times: tuple[float, ...] | None = None,
     ) -> Sampling:
         """These settings with what a person asked for; None leaves the model's own.
 
-        steps: of every chunk, a multiple of window, the chunks denoised at once. guidance: strength of the prompt while the noise is
-        strong (t < 0.3). kv_ranges: see ``noise2clean_kvrange``. times: of the steps, whose number they set where ``steps`` does not.
+        steps: of every chunk, a multiple of window, the chunks denoised at once. guidance: strength of the prompt, history_guidance:
+        of the chunks before, both while the noise is strong (t < 0.3). kv_ranges: see ``noise2clean_kvrange``. times: of the steps, whose number they set where ``steps`` does not.
         Raises MagiError for what does not go together.
         """
         changes: dict[str, Any] = {}
@@ -218,16 +219,21 @@ class Sampling:
         if window is not None:
             changes["window_size"] = window
         if guidance is not None:
-            _finite_number("guidance", guidance)
-            if self.cfg_number == 1:
-                raise MagiError(
-                    f"guidance is {shorten(guidance)}; a distilled model has its guidance built in: leave the model's own"
-                )
-            noisy = zip(self.cfg_t_range, self.text_scales, strict=True)
-            changes["text_scales"] = tuple(guidance if t < GUIDED_UNTIL else scale for t, scale in noisy)
+            changes["text_scales"] = self._scaled("guidance", guidance, self.text_scales)
+        if history_guidance is not None:
+            changes["prev_chunk_scales"] = self._scaled("history_guidance", history_guidance, self.prev_chunk_scales)
         if kv_ranges is not None:
             changes["noise2clean_kvrange"] = kv_ranges
         return replace(self, **changes)
+
+    def _scaled(self, name: str, asked: float, own: tuple[float, ...]) -> tuple[float, ...]:
+        """The scales ``own`` with what was ``asked`` where the noise is strong."""
+        _finite_number(name, asked)
+        if self.cfg_number == 1:
+            raise MagiError(
+                f"{name} is {shorten(asked)}; a distilled model has its guidance built in: leave the model's own"
+            )
+        return tuple(asked if t < GUIDED_UNTIL else scale for t, scale in zip(self.cfg_t_range, own, strict=True))
 
 
 def _finite_number(name: str, value: object) -> None:

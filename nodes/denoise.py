@@ -59,6 +59,7 @@ class ChunkDenoise(io.ComfyNode):
                 inputs.sigmas(),
                 inputs.seconds(),
                 *inputs.going_on(),
+                inputs.history_guidance(),
             ],
             **inputs.made(),
         )
@@ -106,13 +107,21 @@ class ChunkDenoise(io.ComfyNode):
         seconds: float = 4.0,
         on_repeat: str = inputs.GO_ON,
         review_every: int = 0,
+        history_guidance: float = 0.0,
     ) -> io.NodeOutput:
         values.check_size(width, height)
         if sum(start is not None for start in (start_image, start_video, start_latent)) > 1:
             raise MagiError("connect only one of start_image, start_video and start_latent")
         held = model_of(model)
         config = held.config
-        asked = {"steps": steps, "window": window, "guidance": guidance, "kv_ranges": kv_ranges, "sigmas": sigmas}
+        asked = {
+            "steps": steps,
+            "window": window,
+            "guidance": guidance,
+            "history_guidance": history_guidance,
+            "kv_ranges": kv_ranges,
+            "sigmas": sigmas,
+        }
         own = sampling.sampling_with(config.sampling, **asked)
         setting = Setting(height, width, seed, own)
         said, captions = values.captions_of(conditioning, config.dit.caption_channels, seconds)

@@ -60,6 +60,7 @@ class ExtendVideo(io.ComfyNode):
                 inputs.sigmas(KEPT),
                 inputs.seconds(),
                 *inputs.going_on(),
+                inputs.history_guidance(KEPT),
             ],
             **inputs.made(),
         )
@@ -99,6 +100,7 @@ class ExtendVideo(io.ComfyNode):
         seconds: float = 4.0,
         on_repeat: str = inputs.GO_ON,
         review_every: int = 0,
+        history_guidance: float = 0.0,
     ) -> io.NodeOutput:
         if sum(start is not None for start in (session, latent, images, video)) != 1:
             raise MagiError("connect exactly one of session, latent, images and video: what is to be continued")
@@ -108,7 +110,14 @@ class ExtendVideo(io.ComfyNode):
         encode = encoder_of(vae, config.scale_factor, fit)
         storyboard = said.board.storyboard
         loras = used_by(model)
-        asked = {"steps": steps, "window": window, "guidance": guidance, "kv_ranges": kv_ranges, "sigmas": sigmas}
+        asked = {
+            "steps": steps,
+            "window": window,
+            "guidance": guidance,
+            "history_guidance": history_guidance,
+            "kv_ranges": kv_ranges,
+            "sigmas": sigmas,
+        }
         if session is not None:
             keeps_settings(asked)
             making = session.load(held.dit, loras)

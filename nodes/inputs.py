@@ -109,6 +109,20 @@ def sigmas(note: str = "") -> Any:
     )
 
 
+def history_guidance(note: str = "") -> Any:
+    return io.Float.Input(
+        "history_guidance",
+        display_name="history guidance",
+        default=0.0,
+        min=0.0,
+        max=30.0,
+        step=0.5,
+        optional=True,
+        tooltip="How closely what the seconds before show is followed; more keeps longer what the prompt does not say again. "
+        "0: the model's own. Distilled models have it built in." + note,
+    )
+
+
 def fit() -> Any:
     return choice("fit", FITS, "How pictures and clips of another shape get the video's shape.")
 

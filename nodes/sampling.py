@@ -33,7 +33,14 @@ def go_together(steps: int, window: int, ranges: tuple[int, ...]) -> None:
 
 
 def sampling_with(
-    own: Sampling, *, steps: int, window: int, guidance: float, kv_ranges: str, sigmas: Tensor | None = None
+    own: Sampling,
+    *,
+    steps: int,
+    window: int,
+    guidance: float,
+    kv_ranges: str,
+    sigmas: Tensor | None = None,
+    history_guidance: float = 0.0,
 ) -> Sampling:
     """The model's settings with what a node's inputs ask for; 0, "" and None leave its own. Raises MagiError for what does not go together."""
     times = None if sigmas is None else times_of(sigmas)
@@ -46,6 +53,7 @@ def sampling_with(
         steps=steps or None,
         window=window or None,
         guidance=guidance or None,
+        history_guidance=history_guidance or None,
         kv_ranges=ranges or None,
         times=times,
     )

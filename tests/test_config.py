@@ -23,11 +23,16 @@ def test_guidance_is_changed_while_the_noise_is_strong() -> None:
     changed = OWN.changed(steps=12, window=2, guidance=3.0, kv_ranges=(3, 2))
     assert (changed.num_steps, changed.window_size, changed.noise2clean_kvrange) == (12, 2, (3, 2))
     assert changed.text_scales == (3.0, 3.0, 3.0, 1.0, 1.0)
+    assert OWN.changed(history_guidance=2.0) == replace(OWN, prev_chunk_scales=(2.0, 2.0, 2.0, 1.0, 1.0))
 
 
 def test_what_does_not_go_together() -> None:
     with pytest.raises(MagiError, match="distilled"):
         Sampling(cfg_number=1).changed(guidance=3.0)
+    with pytest.raises(MagiError, match=r"history_guidance is 3\.0; a distilled"):
+        Sampling(cfg_number=1).changed(history_guidance=3.0)
+    with pytest.raises(MagiError, match="history_guidance is nan; it must be a finite number"):
+        OWN.changed(history_guidance=float("nan"))
     with pytest.raises(MagiError, match="num_steps"):
         OWN.changed(steps=7)
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from magi_core.cli.model import add_model, add_sampling, open_asked, sharing
+from magi_core.cli.model import add_guidance, add_model, add_sampling, open_asked, sampling_asked, sharing
 from magi_core.cli.produce import add_output, write
 from magi_core.errors import MagiError
 from magi_core.storyboard import Shot, Storyboard, is_file_name
@@ -42,7 +42,8 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     generate.add_argument(
         "--negative", action="store_true", help="steer away from borders, logos, captions and transitions"
     )
-    _add_sampling(generate)
+    add_sampling(generate)
+    add_guidance(generate)
     add_model(generate)
     _add_wishes(generate)
     add_output(generate)
@@ -70,11 +71,6 @@ def _add_story(parser: argparse.ArgumentParser, *, required: bool) -> None:
     parser.add_argument("--seconds", type=float, help="length with --prompt (default: 4)")
 
 
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    add_sampling(parser)
-    parser.add_argument("--guidance", type=float, help="strength of the prompt while the noise is strong (t < 0.3)")
-
-
 def _add_wishes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", nargs="*", default=[], choices=TOKENS, help="special tokens before every prompt")
     parser.add_argument(
@@ -98,7 +94,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
     storyboard, folder = _story(arguments)
     magi = open_asked(arguments)
     height, width = parse_size(arguments.size)
-    sampling = magi.config.sampling.changed(steps=arguments.steps, window=arguments.window, guidance=arguments.guidance)
+    sampling = sampling_asked(arguments, magi)
     asked = {"height": height, "width": width, "seed": arguments.seed, "negative": arguments.negative}
     wishes = replace(_wishes(arguments), **asked, sampling=sampling)
     image = read_image(arguments.image) if arguments.image else None

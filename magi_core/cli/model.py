@@ -89,6 +89,23 @@ def _lora(text: str) -> Lora:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def add_guidance(parser: argparse.ArgumentParser) -> None:
+    """How closely a base model follows what it is told and shown, where it is not as the model says."""
+    parser.add_argument("--guidance", type=float, help="strength of the prompt while the noise is strong (t < 0.3)")
+    parser.add_argument(
+        "--history-guidance",
+        type=float,
+        metavar="STRENGTH",
+        help="strength of the seconds before while the noise is strong; more keeps longer what the prompt does not say again",
+    )
+
+
+def sampling_asked(arguments: argparse.Namespace, magi: Magi) -> Sampling:
+    """The model's settings with the options of ``add_sampling`` and ``add_guidance``."""
+    names = ("steps", "window", "guidance", "history_guidance")
+    return magi.config.sampling.changed(**{name: getattr(arguments, name) for name in names})
+
+
 def open_asked(arguments: argparse.Namespace) -> Magi:
     """The model that the options of ``add_model`` ask for."""
     names = ("device", "precision", "weights", "attention", "text_cache")

@@ -10,7 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from magi_core.cli.model import add_model, add_sampling, made_with, open_asked, sharing
+from magi_core.cli.model import (
+    add_guidance,
+    add_model,
+    add_sampling,
+    made_with,
+    open_asked,
+    sampling_asked,
+    sharing,
+)
 from magi_core.cli.report import add_folder, write_results
 
 if TYPE_CHECKING:
@@ -61,6 +69,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     """Which model is measured, on which world, and where the figures go."""
     parser.add_argument("--world", choices=("narrow", "full"), default="narrow", help="which world (default: narrow)")
     add_sampling(parser)
+    add_guidance(parser)
     add_model(parser)
     add_folder(parser)
 
@@ -71,7 +80,7 @@ def run_score(arguments: argparse.Namespace) -> int:
     from magi_core.evaluation.score import ScoreSettings, score
 
     magi = open_asked(arguments)
-    sampling = magi.config.sampling.changed(steps=arguments.steps, window=arguments.window)
+    sampling = sampling_asked(arguments, magi)
     settings = ScoreSettings(world=arguments.world, count=arguments.count)
     with sharing(arguments, magi) as within, progress_bar("video") as show:
         scores = score(generator_of(magi, sampling, within), settings, show)
@@ -85,7 +94,7 @@ def run_drift(arguments: argparse.Namespace) -> int:
     from magi_core.evaluation.generator import generator_of
 
     magi = open_asked(arguments)
-    sampling = magi.config.sampling.changed(steps=arguments.steps, window=arguments.window)
+    sampling = sampling_asked(arguments, magi)
     lines: list[tuple[str, Frames]] = []
 
     def remembered(generate: Generator, requests: Sequence[Request]) -> Sequence[Frames]:
@@ -120,7 +129,7 @@ def run_physics_worlds(arguments: argparse.Namespace) -> int:
     from magi_core.training.bidirectional_sampler import bidirectional_of
 
     magi = open_asked(arguments)
-    sampling = magi.config.sampling.changed(steps=arguments.steps, window=arguments.window)
+    sampling = sampling_asked(arguments, magi)
     rows, lines = {}, []
     with sharing(arguments, magi) as within:
         made_by = partial(generator_of, magi, within=within)
