@@ -56,6 +56,8 @@ class Mix:
     """Each of the HQ and the DURATION token stands in front of the caption."""
     late_row: float = 0.3
     """A clean chunk in a text pass takes that pass's adaLN row, as in the step that writes its cache entry."""
+    own_history: float = 0.0
+    """The clean chunks are not those of the clip but the model's own (``own_history.py``; ``train_dit`` alone does it)."""
 
 
 def draw_sample(clips: ClipSet, layout: Layout, count: int, mix: Mix, generator: torch.Generator) -> Sample:

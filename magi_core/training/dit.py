@@ -40,6 +40,7 @@ from magi_core.training.objective import (
     squared_errors,
     velocities,
 )
+from magi_core.training.own_history import TakenBack, draw_taken_back, with_own_history
 from magi_core.training.products import attend_products
 from magi_core.training.schedule import check_finite, progress, rate_scale, say_if_done
 
@@ -97,6 +98,13 @@ class Batch:
     noised: Noised
 
 
+@dataclass(frozen=True)
+class Drawn(Batch):
+    """With the sequences that get a history of the model's own, None for none."""
+
+    taken_back: TakenBack | None
+
+
 AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 
@@ -118,24 +126,26 @@ def train_dit(
     """
     state = start_dit(config, folder, settings, device, initial)
 
-    def draw(generator: torch.Generator) -> list[Batch]:
+    def draw(generator: torch.Generator) -> list[Drawn]:
         return [
             draw_batch(clips, name, layouts[name], count, settings.mix, generator)
             for name, count in settings.batch.items()
         ]
 
-    def errors(batch: Batch) -> Tensor:
-        noised = batch.noised.to(device)
-        model = cast(MagiDiT, state.model)
-        return squared_errors(velocities(model, batch.layout, batch.sample.to(device), noised.x, noised.t), noised)
+    def errors(batch: Drawn) -> Tensor:
+        sample, noised, model = batch.sample.to(device), batch.noised.to(device), cast(MagiDiT, state.model)
+        if batch.taken_back is not None:
+            noised = with_own_history(model, batch.layout, sample, noised, batch.taken_back.to(device))
+        return squared_errors(velocities(model, batch.layout, sample, noised.x, noised.t), noised)
 
     run_steps(state, folder, settings, device, draw, errors, keep)
 
 
-def draw_batch(clips: ClipSet, name: str, layout: Layout, count: int, mix: Mix, generator: torch.Generator) -> Batch:
+def draw_batch(clips: ClipSet, name: str, layout: Layout, count: int, mix: Mix, generator: torch.Generator) -> Drawn:
     """``count`` noised sequences of a layout, whose losses are logged under ``name``."""
     sample = draw_sample(clips, layout, count, mix, generator)
-    return Batch(name, layout, sample, add_noise(sample, layout, draw_times(layout, count, generator), generator))
+    noised = add_noise(sample, layout, draw_times(layout, count, generator), generator)
+    return Drawn(name, layout, sample, noised, draw_taken_back(layout, sample, mix.own_history, generator))
 
 
 def run_steps(
