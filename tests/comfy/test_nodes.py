@@ -189,6 +189,19 @@ def test_an_extension_of_any_video_has_its_own_settings(server: Server) -> None:
         assert run.progress("more")[-1] == (steps, steps)
 
 
+def test_history_guidance_strengthens_what_the_second_before_shows(server: Server) -> None:
+    """The first second has none before it; a session keeps its own, as every setting."""
+    prompt = {**text_to_video("1s: a red circle moves right\n1s: it moves up"), **pictures("made")}
+    own = frames(server, server.run(prompt))
+    prompt["made"] = denoise(history_guidance=3.0)
+    firmer = frames(server, server.run(prompt))
+    assert np.array_equal(firmer[:24], own[:24]) and not np.array_equal(firmer[24:], own[24:])
+    prompt |= {**story("1s: it moves left", "next"), **pictures("more")}
+    prompt["more"] = extend("next_said", session=["made", 1], history_guidance=2.0)
+    run = server.run(prompt)
+    assert "history_guidance is 2.0, but a session keeps the settings" in run.error
+
+
 @pytest.mark.parametrize("model", ["magi-nano", "magi-nano-distilled", "magi-nano-full"])
 def test_the_easy_node_and_going_on_with_it(server: Server, model: str) -> None:
     box = {"model": model, "width": 64, "height": 64, "seed": 5}
