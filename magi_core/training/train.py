@@ -45,6 +45,8 @@ class Training:
     seed: int = 0
     guidance: float = 2.5
     """How strongly the model is to follow its prompts, as long as the noise is strong."""
+    history_guidance: float = 1.0
+    """How strongly the seconds before."""
     text: TextTraining = TextTraining()
     vae: VAETraining = VAETraining()
     dit: DiTSettings = DiTSettings(steps=4350)
@@ -93,7 +95,8 @@ def _train(
     watch: Callable[[int], None] | None,
 ) -> None:
     work = out / WORK
-    config = replace(NANO, sampling=NANO.sampling.changed(guidance=settings.guidance))
+    guided = NANO.sampling.changed(guidance=settings.guidance, history_guidance=settings.history_guidance)
+    config = replace(NANO, sampling=guided)
     if start is not None:
         bring_parts(start, out)
         config = replace(NANO, sampling=start.config.sampling)
