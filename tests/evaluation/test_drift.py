@@ -78,8 +78,10 @@ def test_only_the_first_second_says_what_is_seen() -> None:
 
 
 def test_the_command(tmp_path: Path) -> None:
-    assert main(["drift", "--count", "1", "--seconds", "3", "--steps", "4", "-o", str(tmp_path)]) == 0
+    command = ["drift", "--count", "1", "--seconds", "3", "--steps", "4", "--history-guidance", "2"]
+    assert main([*command, "-o", str(tmp_path)]) == 0
     figures = json.loads((tmp_path / "drift.json").read_text())
+    assert figures["settings"]["sampling"]["prev_chunk_scales"] == [2, 2, 2, 1, 1]
     assert len(figures["seconds"]) == 3 and figures["seconds"][0]["colour"]["total"] == 1
     assert (tmp_path / "drift.png").exists() and (tmp_path / "drift.md").read_text().count("\n| ") == 3
     assert main(["report", str(tmp_path), "-o", str(tmp_path / "report.html")]) == 0
