@@ -15,12 +15,14 @@ from torch import Tensor
 
 from magi_core.checkpoint.find import CheckpointFiles, find_checkpoint
 from magi_core.checkpoint.load import load_dit
+from magi_core.config import Sampling
 from magi_core.denoise.storage import fingerprint
 from magi_core.errors import MagiError
 from magi_core.model import MagiDiT
 from magi_core.parts import Parts
 from magi_core.presets import PRESETS
 from magi_core.run_lock import alone
+from magi_core.training.dataset import Mix
 from magi_core.training.dit import DiTSettings, train_dit
 from magi_core.training.export import bring_parts, check_other_folder, write_dit
 from magi_core.training.origin import claim
@@ -43,10 +45,8 @@ class Training:
     clips: int = 12_000
     """Clips of five chunks in the training set."""
     seed: int = 0
-    guidance: float = 2.5
-    """How strongly the model is to follow its prompts, as long as the noise is strong."""
-    history_guidance: float = 1.0
-    """How strongly the seconds before."""
+    sampling: Sampling = NANO.sampling
+    """How the model's chunks are to be denoised, where it does not go on from another one."""
     text: TextTraining = TextTraining()
     vae: VAETraining = VAETraining()
     dit: DiTSettings = DiTSettings(steps=4350)
@@ -59,11 +59,15 @@ RECIPES: Mapping[str, Training] = {
     "full": Training(
         world="full",
         clips=16_000,
-        guidance=3.0,
+        sampling=replace(
+            NANO.sampling, prev_chunk_scales=(3.0, 3.0, 3.0, 1.0, 1.0), text_scales=(3.0, 3.0, 3.0, 3.0, 1.0)
+        ),
         text=TextTraining(steps=600),
         vae=VAETraining(steps=2000, full_world=0.9),
         dit=DiTSettings(
-            steps=18_000, batch={"first": 24, "next": 10, "pair": 2, "start": 2, "behind": 4, "stream": 4, "far": 3}
+            steps=18_000,
+            batch={"first": 24, "next": 10, "pair": 2, "start": 2, "behind": 4, "stream": 4, "far": 3},
+            mix=Mix(own_history=0.5),
         ),
     ),
 }
@@ -95,11 +99,9 @@ def _train(
     watch: Callable[[int], None] | None,
 ) -> None:
     work = out / WORK
-    guided = NANO.sampling.changed(guidance=settings.guidance, history_guidance=settings.history_guidance)
-    config = replace(NANO, sampling=guided)
+    config = replace(NANO, sampling=settings.sampling if start is None else start.config.sampling)
     if start is not None:
         bring_parts(start, out)
-        config = replace(NANO, sampling=start.config.sampling)
     if not (out / "t5" / "config.json").is_file() or not (out / "special_tokens.npz").is_file():
         log.info("text: accuracy %s", train_text(out, settings.text))
     if not (out / "vae" / "config.json").is_file():

@@ -13,6 +13,7 @@ from magi_core.evaluation.measures import STILL_TRAVEL
 from magi_core.evaluation.score import ScoreSettings, score
 from magi_core.evaluation.tracker import track
 from magi_core.presets import PRESETS
+from magi_core.training.train import RECIPES
 
 pytest.importorskip("cv2", reason="OpenCV is not installed; pip install 'comfyui-magi[evaluation]'")
 
@@ -22,8 +23,7 @@ def test_magi_nano_does_as_told(name: str, world: str) -> None:
     magi = magi_core.load(name, device="cpu")
     wanted = replace(PRESETS["nano"], load=".", vae_pretrained="vae", t5_pretrained="t5")
     assert replace(magi.config, sampling=wanted.sampling) == wanted
-    guidance = {"nano": 2.5, "nano-full": 3.0}[name]  # of each card
-    assert magi.config.sampling == replace(wanted.sampling, text_scales=(guidance,) * 3 + (1.0, 1.0))
+    assert magi.config.sampling == RECIPES[world].sampling
     settings = ScoreSettings(world=world, count=6, samples=0)
     scores = score(generator_of(magi, magi.config.sampling), settings)
     for row in scores.shares:
