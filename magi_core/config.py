@@ -208,8 +208,8 @@ class Sampling:
         """These settings with what a person asked for; None leaves the model's own.
 
         steps: of every chunk, a multiple of window, the chunks denoised at once. guidance: strength of the prompt, history_guidance:
-        of the chunks before, both while the noise is strong (t < 0.3). kv_ranges: see ``noise2clean_kvrange``. times: of the steps, whose number they set where ``steps`` does not.
-        Raises MagiError for what does not go together.
+        of the chunks before, both while the noise is strong (t < 0.3). kv_ranges: see ``noise2clean_kvrange``. times: of the steps,
+        whose number they set where ``steps`` does not. Raises MagiError for what does not go together.
         """
         changes: dict[str, Any] = {}
         if times is not None:

@@ -114,15 +114,8 @@ class ChunkDenoise(io.ComfyNode):
             raise MagiError("connect only one of start_image, start_video and start_latent")
         held = model_of(model)
         config = held.config
-        asked = {
-            "steps": steps,
-            "window": window,
-            "guidance": guidance,
-            "history_guidance": history_guidance,
-            "kv_ranges": kv_ranges,
-            "sigmas": sigmas,
-        }
-        own = sampling.sampling_with(config.sampling, **asked)
+        asked = sampling.Asked(steps, window, guidance, history_guidance, kv_ranges, sigmas)
+        own = sampling.sampling_with(config.sampling, asked)
         setting = Setting(height, width, seed, own)
         said, captions = values.captions_of(conditioning, config.dit.caption_channels, seconds)
         encode = encoder_of(vae, config.scale_factor, fit)

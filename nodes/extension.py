@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -110,16 +109,9 @@ class ExtendVideo(io.ComfyNode):
         encode = encoder_of(vae, config.scale_factor, fit)
         storyboard = said.board.storyboard
         loras = used_by(model)
-        asked = {
-            "steps": steps,
-            "window": window,
-            "guidance": guidance,
-            "history_guidance": history_guidance,
-            "kv_ranges": kv_ranges,
-            "sigmas": sigmas,
-        }
+        asked = sampling.Asked(steps, window, guidance, history_guidance, kv_ranges, sigmas)
         if session is not None:
-            keeps_settings(asked)
+            asked.kept()
             making = session.load(held.dit, loras)
             own, size = making.session.sampling, (making.session.height * PATCH, making.session.width * PATCH)
             prefix = None
@@ -127,7 +119,7 @@ class ExtendVideo(io.ComfyNode):
             use = use_of(model, own, *size)
             pictures = encode_pictures(layout, said, None, encode, *size)
         else:
-            own = sampling.sampling_with(config.sampling, **asked)
+            own = sampling.sampling_with(config.sampling, asked)
             if latent is not None:
                 prefix = values.latents_of(latent, config.dit.latent_channels, config.scale_factor, "latent")
             else:
@@ -147,17 +139,6 @@ class ExtendVideo(io.ComfyNode):
             return begun
 
         return made(Request(model, use, said, vae, finish, on_repeat, review_every, cls.hidden), build)
-
-
-def keeps_settings(asked: Mapping[str, Any]) -> None:
-    """Raise MagiError where settings are asked for that a session has already."""
-    for name, value in asked.items():
-        connected = isinstance(value, torch.Tensor)
-        if connected or value:
-            shown = "connected" if connected else repr(value)
-            raise MagiError(
-                f"{name} is {shown}, but a session keeps the settings it was begun with; leave {name} empty or 0"
-            )
 
 
 def clip_frames(images: torch.Tensor | None, video: Input.Video | None, fps: int, count: int) -> Any:

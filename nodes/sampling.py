@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+
 import torch
 from torch import Tensor
 
@@ -32,28 +34,43 @@ def go_together(steps: int, window: int, ranges: tuple[int, ...]) -> None:
         )
 
 
-def sampling_with(
-    own: Sampling,
-    *,
-    steps: int,
-    window: int,
-    guidance: float,
-    kv_ranges: str,
-    sigmas: Tensor | None = None,
-    history_guidance: float = 0.0,
-) -> Sampling:
-    """The model's settings with what a node's inputs ask for; 0, "" and None leave its own. Raises MagiError for what does not go together."""
-    times = None if sigmas is None else times_of(sigmas)
+@dataclass(frozen=True)
+class Asked:
+    """What a node's inputs ask for; 0, "" and None leave the model's own."""
+
+    steps: int
+    window: int
+    guidance: float
+    history_guidance: float
+    kv_ranges: str
+    sigmas: Tensor | None = None
+
+    def kept(self) -> None:
+        """Raise MagiError where anything is asked for: a session has its settings already."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            connected = isinstance(value, Tensor)
+            if connected or value:
+                shown = "connected" if connected else repr(value)
+                raise MagiError(
+                    f"{field.name} is {shown}, but a session keeps the settings it was begun with; leave {field.name} empty or 0"
+                )
+
+
+def sampling_with(own: Sampling, asked: Asked) -> Sampling:
+    """The model's settings with what is asked for. Raises MagiError for what does not go together."""
+    steps, window = asked.steps, asked.window
+    times = None if asked.sigmas is None else times_of(asked.sigmas)
     if times is not None and steps not in (0, len(times) - 1):
         raise MagiError(f"steps is {steps}, but the connected sigmas are for {len(times) - 1} steps; set steps to 0")
     made = len(times) - 1 if times is not None else steps or own.num_steps
-    ranges = parse_ranges(kv_ranges)
+    ranges = parse_ranges(asked.kv_ranges)
     go_together(made, window or own.window_size, ranges or own.noise2clean_kvrange)
     return own.changed(
         steps=steps or None,
         window=window or None,
-        guidance=guidance or None,
-        history_guidance=history_guidance or None,
+        guidance=asked.guidance or None,
+        history_guidance=asked.history_guidance or None,
         kv_ranges=ranges or None,
         times=times,
     )

@@ -10,7 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from magi_core.cli.model import Within, add_model, made_with, open_asked, sharing
+from magi_core.cli.model import (
+    Within,
+    add_guidance,
+    add_model,
+    add_sampling,
+    made_with,
+    open_asked,
+    sampling_asked,
+    sharing,
+)
 from magi_core.cli.report import add_folder, counted, write_results
 from magi_core.errors import MagiError
 
@@ -44,7 +53,8 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--descriptions", type=Path, help="the benchmark's descriptions.csv (default: in or beside the folder)"
     )
     physics.add_argument("--size", metavar="WxH", help="size in pixels, multiples of 16 (default: the model's)")
-    physics.add_argument("--steps", type=int, help="denoise steps of a chunk, a multiple of the window")
+    add_sampling(physics)
+    add_guidance(physics)
     physics.add_argument("--seed", type=int, default=0, help="of the first video; the others count on (default: 0)")
     physics.add_argument("--count", type=int, help="only the first so many of the 198")
     add_model(physics)
@@ -112,7 +122,7 @@ def _predictor(
     from magi_core.wishes import Wishes
 
     height, width = parse_size(arguments.size)
-    sampling = magi.config.sampling.changed(steps=arguments.steps)
+    sampling = sampling_asked(arguments, magi)
     wishes = Wishes(height=height, width=width, sampling=sampling, fit="stretch")  # the benchmark stretches it back
 
     def predict(given: Given) -> Iterator[Frames]:

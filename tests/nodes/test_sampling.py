@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import pytest
 import torch
 
@@ -9,22 +11,31 @@ from magi_core.errors import MagiError
 from magi_core.presets import PRESETS
 from nodes import sampling
 
+NOTHING = sampling.Asked(steps=0, window=0, guidance=0.0, history_guidance=0.0, kv_ranges="")
+
 
 def test_empty_widgets_leave_the_models_own_settings() -> None:
     own = PRESETS["nano"].sampling
-    nothing = {"steps": 0, "window": 0, "guidance": 0.0, "kv_ranges": ""}
-    assert sampling.sampling_with(own, **nothing) == own
-    changed = sampling.sampling_with(own, steps=12, window=2, guidance=3.0, kv_ranges="3, 2")
-    assert changed == own.changed(steps=12, window=2, guidance=3.0, kv_ranges=(3, 2))
+    assert sampling.sampling_with(own, NOTHING) == own
+    changed = sampling.sampling_with(own, sampling.Asked(12, 2, 3.0, 2.0, "3, 2"))
+    assert changed == own.changed(steps=12, window=2, guidance=3.0, history_guidance=2.0, kv_ranges=(3, 2))
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(sampling.Asked)])
+def test_a_session_keeps_every_setting(name: str) -> None:
+    NOTHING.kept()
+    asked = {"kv_ranges": "2", "sigmas": torch.tensor([1.0, 0.0])}.get(name, 4)
+    with pytest.raises(MagiError, match=rf"{name} is .*, but a session keeps the settings .* leave {name} empty or 0"):
+        replace(NOTHING, **{name: asked}).kept()
 
 
 def test_sigmas_are_times_from_the_other_end() -> None:
     sigmas = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
     own = PRESETS["nano"].sampling
-    changed = sampling.sampling_with(own, steps=0, window=0, guidance=0.0, kv_ranges="", sigmas=sigmas)
+    changed = sampling.sampling_with(own, replace(NOTHING, sigmas=sigmas))
     assert changed.times == (0.0, 0.25, 0.5, 0.75, 1.0) and changed.num_steps == 4
     with pytest.raises(MagiError, match="steps is 8, but the connected sigmas are for 4"):
-        sampling.sampling_with(own, steps=8, window=0, guidance=0.0, kv_ranges="", sigmas=sigmas)
+        sampling.sampling_with(own, replace(NOTHING, steps=8, sigmas=sigmas))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +56,7 @@ def test_steps_window_and_ranges_go_together() -> None:
     with pytest.raises(MagiError, match="kv_ranges has 3 entries and steps is 8"):
         sampling.check_settings(8, 2, "3,2,1")
     with pytest.raises(MagiError, match="steps is 8 and window is 3"):
-        sampling.sampling_with(own, steps=0, window=3, guidance=0.0, kv_ranges="")
+        sampling.sampling_with(own, replace(NOTHING, window=3))
     with pytest.raises(MagiError, match="window is 17; it must be a whole number from 0 to 16"):
         sampling.check_settings(None, 17, None)
 
