@@ -144,6 +144,8 @@ class Sampling:
     distill_nearly_clean_chunk_threshold: float = 0.3
     times: tuple[float, ...] = ()
     """Times of the denoise steps in place of the model's own curve: num_steps + 1 values that rise from 0 (noise) to 1 (clean)."""
+    anchor: bool = False
+    """Whether the first chunk of the video stays in sight, as if it stood right before the oldest chunk that is read. Not in the release."""
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "window_size", "chunk_width"):
@@ -156,6 +158,8 @@ class Sampling:
                 _finite_number(f"an entry of {name}", value)
         for name in ("clean_t", "distill_nearly_clean_chunk_threshold"):
             _finite_number(name, getattr(self, name))
+        if not isinstance(self.anchor, bool):
+            raise MagiError(f"anchor is {shorten(self.anchor)}; it must be true or false")
         if not isinstance(self.shortcut_mode, str):
             raise MagiError(f"shortcut_mode is {shorten(self.shortcut_mode)}; it must be text like '8,16,16'")
         for length in self.noise2clean_kvrange:
@@ -204,12 +208,13 @@ class Sampling:
         history_guidance: float | None = None,
         kv_ranges: tuple[int, ...] | None = None,
         times: tuple[float, ...] | None = None,
+        anchor: bool | None = None,
     ) -> Sampling:
         """These settings with what a person asked for; None leaves the model's own.
 
         steps: of every chunk, a multiple of window, the chunks denoised at once. guidance: strength of the prompt, history_guidance:
         of the chunks before, both while the noise is strong (t < 0.3). kv_ranges: see ``noise2clean_kvrange``. times: of the steps,
-        whose number they set where ``steps`` does not. Raises MagiError for what does not go together.
+        whose number they set where ``steps`` does not. anchor: see there. Raises MagiError for what does not go together.
         """
         changes: dict[str, Any] = {}
         if times is not None:
@@ -224,6 +229,8 @@ class Sampling:
             changes["prev_chunk_scales"] = self._scaled("history_guidance", history_guidance, self.prev_chunk_scales)
         if kv_ranges is not None:
             changes["noise2clean_kvrange"] = kv_ranges
+        if anchor is not None:
+            changes["anchor"] = anchor
         return replace(self, **changes)
 
     def _scaled(self, name: str, asked: float, own: tuple[float, ...]) -> tuple[float, ...]:

@@ -29,6 +29,9 @@ def test_guidance_is_changed_while_the_noise_is_strong() -> None:
 def test_what_does_not_go_together() -> None:
     with pytest.raises(MagiError, match="distilled"):
         Sampling(cfg_number=1).changed(guidance=3.0)
+    assert OWN.changed(anchor=True) == replace(OWN, anchor=True) != OWN == OWN.changed(anchor=False)
+    with pytest.raises(MagiError, match="anchor is 1; it must be true or false"):
+        OWN.changed(anchor=1)
     with pytest.raises(MagiError, match=r"history_guidance is 3\.0; a distilled"):
         Sampling(cfg_number=1).changed(history_guidance=3.0)
     with pytest.raises(MagiError, match="history_guidance is nan; it must be a finite number"):

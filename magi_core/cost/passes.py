@@ -22,7 +22,7 @@ class ModelPass:
     """One pass over some chunks."""
 
     kind: str
-    """Of guidance: "text", "context", "alone", or the "distilled" model's only one."""
+    """Of guidance: "text", "context", "alone", or the "distilled" model's only one; "anchor": its keys and values, before a step."""
     told: tuple[bool, ...]
     """By chunk, whether it reads its prompt; else the null caption."""
     seen: int
@@ -59,12 +59,13 @@ def passes_of(sampling: Sampling, step: Step) -> list[ModelPass]:
     prompts = (False,) * extra + (True,) * len(step.chunks)
     seen = sum(end - start for start, end in step.kv_chunks)
     past = first - min(start for start, _ in step.kv_chunks)
+    anchor = [] if step.anchor is None else [ModelPass("anchor", (False,), 1, written=1)]
     if sampling.cfg_number == 1:
         copy = int(step.near_clean)
-        return [ModelPass("distilled", prompts + (True,) * copy, seen + copy, past, extra)]
+        return [*anchor, ModelPass("distilled", prompts + (True,) * copy, seen + copy, past, extra)]
     schedule = Schedule.of(sampling)
     times = (sampling.clean_t,) * extra + tuple(schedule.times[done] for done in step.steps)
-    passes = []
+    passes = anchor
     for part in guided_parts(sampling, times, step.kv_chunks, extra=step.extra, store=step.extra):
         untold = (False,) * len(part.chunks)
         if part.kind == "alone":

@@ -33,7 +33,7 @@ def rewind(
     shape = (1, session.model.config.latent_channels, None, session.height, session.width)
     width = session.sampling.chunk_width
     parts = {}
-    for number in range(schedule.first_prefix_chunk(chunk, session.model.config.num_layers), chunk):
+    for number in schedule.depends_on(chunk, session.model.config.num_layers):
         if number in state.clean:
             parts[number] = state.clean[number]
             continue

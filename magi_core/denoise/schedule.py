@@ -4,6 +4,8 @@ Notable:
 - One absolute clock. With k = num_steps / window_size steps a stage, chunk c is at denoise step ``clock - c * k``: it enters the window
   when the clock shows c * k and leaves it clean num_steps later. Chunks count from the first of the video, prefix included.
 - A run is the chunks [offset, end) denoised in one sweep of the window; offset counts the clean chunks before it.
+- An anchor, where there is one, is the first chunk once more, remembered under the number of the chunk before the oldest that is still
+  read. That one is not read any more, so its place is free, and whoever reads the oldest one reads the anchor with it.
 - Everything here is numbers; no tensor of the model is touched.
 """
 
@@ -52,6 +54,8 @@ class Step:
     """Of the distilled step size (spec 3.5)."""
     kv_chunks: tuple[tuple[int, int], ...]
     """The chunks [start, end) that each sees; with ``extra`` the first entry is the extra chunk's."""
+    anchor: int | None = None
+    """Where the anchor is to be remembered before this step; None where there is none, or it is there since an earlier step."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +98,15 @@ class Schedule:
         steps = tuple(clock - chunk * self.stage_steps for chunk in chunks)
         extra = j == 0 and chunks.start > offset
         seen = [kv_chunks(c, self.kv_lengths[s]) for c, s in zip(chunks, steps, strict=True)]
+        anchor = self.anchor_place(offset, clock)
+        if anchor is not None:
+            seen = [(anchor, last) if start == anchor + 1 else (start, last) for start, last in seen]
+        moved = clock == offset * self.stage_steps or anchor != self.anchor_place(offset, clock - 1)
         if extra:
             seen.insert(0, kv_chunks(chunks.start - 1, self.clean_kv_length))
         # The threshold 0.3 falls on a schedule point: the float32 time 0.3 is larger than the double 0.3 and counts (spec 8.4.5).
         near_clean = self.times[steps[0]] > self.sampling.distill_nearly_clean_chunk_threshold
-        return Step(chunks, steps, extra, near_clean, self.intervals[j], tuple(seen))
+        return Step(chunks, steps, extra, near_clean, self.intervals[j], tuple(seen), anchor if moved else None)
 
     def run(self, offset: int, end: int) -> Iterator[Step]:
         """All steps of a run, in order."""
@@ -106,7 +114,7 @@ class Schedule:
             yield self.step(offset, end, clock)
 
     def first_read(self, offset: int, clock: int) -> int:
-        """The oldest chunk whose keys and values any step from ``clock`` on reads, in a run of any length."""
+        """The oldest chunk that any step from ``clock`` on reads as itself, in a run of any length."""
         number, j = divmod(clock, self.stage_steps)
         oldest = max(offset, number - self.sampling.window_size + 1)
         reads = [oldest - self.clean_kv_length] if j == 0 and oldest > offset else []
@@ -115,8 +123,23 @@ class Schedule:
             reads.append(chunk + 1 - max(*lengths, self.clean_kv_length))
         return max(0, min(reads))
 
+    def anchor_place(self, offset: int, clock: int) -> int | None:
+        """As which chunk the anchor is read when the clock shows ``clock``; None where there is none, or nothing is hidden from anyone."""
+        first = self.first_read(offset, clock) if self.sampling.anchor else 0
+        return first - 1 if first else None
+
+    def first_held(self, offset: int, clock: int) -> int:
+        """The oldest chunk number under which keys and values are read from ``clock`` on."""
+        anchor = self.anchor_place(offset, clock)
+        return self.first_read(offset, clock) if anchor is None else anchor
+
+    def depends_on(self, offset: int, layers: int) -> tuple[int, ...]:
+        """The clean chunks that a run starting behind ``offset`` of them depends on, oldest first."""
+        first = self.first_prefix_chunk(offset, layers)
+        return ((0,) if self.sampling.anchor and first else ()) + tuple(range(first, offset))
+
     def first_prefix_chunk(self, offset: int, layers: int) -> int:
-        """The oldest of the ``offset`` clean chunks that a run starting behind them depends on.
+        """The oldest of the ``offset`` clean chunks that a run starting behind them depends on, an anchor aside.
 
         The run reads chunks from ``first_read`` on. Where clean chunks see each other, what is stored of a chunk in layer l depends
         on the chunks that l such looks back reach; older ones cannot change any number that is read.

@@ -71,8 +71,7 @@ class Session:
             parts = torch.split(check_latents("the prefix", prefix, model, frames), sampling.chunk_width, dim=2)
         self.prefix_frames = sum(part.shape[2] for part in parts)
         offset = self.prefix_frames // sampling.chunk_width
-        first = self.schedule.first_prefix_chunk(offset, model.config.num_layers)
-        clean = {chunk: parts[chunk].clone() for chunk in range(first, offset)}
+        clean = {chunk: parts[chunk].clone() for chunk in self.schedule.depends_on(offset, model.config.num_layers)}
         held = {} if len(parts) == offset else {offset: parts[offset].clone()}
         self.state = SessionState(
             Position(offset, offset, offset * self.schedule.stage_steps), {}, held, {}, clean, None
@@ -110,6 +109,8 @@ class Session:
         cache = self._read_clean_chunks(state) if state.cache is None else state.cache
         position = replace(state.position, drain_at=state.position.end) if self.starved else state.position
         now = self.schedule.step(position.offset, position.end, position.clock)
+        if now.anchor is not None:
+            self._remember(state.clean[0], now.anchor, (now.anchor, now.anchor + 1), cache)
 
         x = self._latents(state, now)
         stepped = replace(
@@ -123,7 +124,7 @@ class Session:
         position = stepped.position
         state, finished = self._after(stepped, now, x)
         self.state = self._dry(state) if drain or position.drain_at is not None else state
-        cache.keep_from(self.schedule.first_read(position.offset, position.clock))
+        cache.keep_from(self.schedule.first_held(position.offset, position.clock))
         return finished
 
     def add(self, conditions: Sequence[ChunkCondition]) -> range:
@@ -222,18 +223,22 @@ class Session:
         length = prefix_kv_length(self.sampling)
         for chunk in range(first, position.offset):
             start, end = kv_chunks(chunk, length)
-            window = Window(
-                x=state.clean[chunk],
-                times=(self.sampling.clean_t,),
-                text=(self.null,),
-                null=self.null,
-                first_chunk=chunk,
-                kv_chunks=((max(first, start), end),),
-                step_embedding=self._step_embedding(self.schedule.intervals[0]),
-            )
-            self.runner.remember(self.model, self.sampling, window, cache)
+            self._remember(state.clean[chunk], chunk, (max(first, start), end), cache)
             cache.keep_from(min(read, kv_chunks(chunk + 1, length)[0]))
         return cache
+
+    def _remember(self, clean: Tensor, place: int, seen: tuple[int, int], cache: KVCache) -> None:
+        """Keys and values of a clean chunk [1, C, chunk_width, H, W] as number ``place``, where it sees the chunks ``seen``."""
+        window = Window(
+            x=clean,
+            times=(self.sampling.clean_t,),
+            text=(self.null,),
+            null=self.null,
+            first_chunk=place,
+            kv_chunks=(seen,),
+            step_embedding=self._step_embedding(self.schedule.intervals[0]),
+        )
+        self.runner.remember(self.model, self.sampling, window, cache)
 
     def _window(self, state: SessionState, now: Step, x: Tensor) -> Window:
         """The chunks in flight x, behind the chunk that has just become clean where there is one (spec 8.4.2)."""
@@ -256,7 +261,7 @@ class Session:
         )
 
     def _foresee(self, stepped: SessionState, now: Step, x: Tensor, drain: bool) -> Foreseen | None:
-        """The step after ``now``, which x goes into; None where none follows, or only once more is planned."""
+        """The step after ``now``, which x goes into; None where none follows, only once more is planned, or once an anchor is remembered."""
         after, _ = self._after(stepped, now, x)
         position = after.position
         starved = position.starved(self.schedule)
@@ -265,6 +270,8 @@ class Session:
         if starved:
             position = replace(position, drain_at=position.end)
         then = self.schedule.step(position.offset, position.end, position.clock)
+        if then.anchor is not None:
+            return None
         window = self._window(after, then, self._latents(after, then))
         chunks = range(window.first_chunk, then.chunks.stop)
         sources = [now.chunks.index(chunk) if chunk in now.chunks else None for chunk in chunks]
@@ -293,9 +300,12 @@ class Session:
             captions=_from(oldest, state.captions),
             held=_from(oldest - 1, state.held),
             in_flight=_from(oldest, state.in_flight),
-            clean=_from(kept, clean),
+            clean={chunk: shown for chunk, shown in clean.items() if chunk >= kept or self._is_anchor(chunk)},
         )
         return state, finished
+
+    def _is_anchor(self, chunk: int) -> bool:
+        return self.sampling.anchor and chunk == 0
 
     def _dry(self, state: SessionState) -> SessionState:
         """Where the run is over: the start of the next one, which reads the clean chunks as a new session reads its prefix."""

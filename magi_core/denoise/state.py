@@ -83,6 +83,6 @@ class SessionState:
     """Leading frames [1, C, f, H, W] that are put back before every pass: the prefix's last, incomplete chunk, an image, a keyframe."""
     in_flight: Mapping[int, Tensor]
     clean: Mapping[int, Tensor]
-    """The newest clean chunks, as the video shows them: as many as a run depends on that starts behind them, or after this one."""
+    """The newest clean chunks, as the video shows them: as many as a run depends on that starts behind them, or after this one; and an anchor."""
     cache: KVCache | None
     """None until the clean chunks before the run have been read."""

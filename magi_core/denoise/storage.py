@@ -171,13 +171,14 @@ def _is_whole(stored: Stored, config: DiTConfig) -> bool:
     image = (*frames[:2], *frames[3:])
     channels = config.caption_channels
     captions = (stored.null, *state.captions.values())
-    newest_clean = range(position.first_needed(schedule, config.num_layers), oldest)
+    clean = {*range(position.first_needed(schedule, config.num_layers), oldest)}
+    clean |= {0} if stored.sampling.anchor and oldest else set()
     return (
         position.steps_left(schedule) >= 0
         and _prefix_is_whole(stored, oldest)
         and set(state.captions) == set(range(oldest, position.planned))
         and set(state.in_flight) == set(range(oldest, min(position.end, -(-position.clock // k))))
-        and set(state.clean) >= set(newest_clean)
+        and set(state.clean) >= clean
         and all(latents.shape == frames for latents in (*state.in_flight.values(), *state.clean.values()))
         and all(
             latents.dtype == torch.float32 and bool(latents.isfinite().all())
@@ -210,7 +211,11 @@ def _cache_is_whole(stored: Stored, config: DiTConfig) -> bool:
         return position.clock == position.offset * schedule.stage_steps
     oldest = position.oldest(schedule)
     owed = oldest > position.offset and position.clock % schedule.stage_steps == 0  # the next step stores it
-    read = range(schedule.first_read(position.offset, position.clock), oldest - owed)
+    step = schedule.step(position.offset, position.end, position.clock) if position.steps_left(schedule) else None
+    held = (
+        schedule.first_held if step and step.anchor is None else schedule.first_read
+    )  # an anchor that moves is remembered anew
+    read = range(held(position.offset, position.clock), oldest - owed)
     area = (stored.height // config.patch_size) * (stored.width // config.patch_size)
     tokens = stored.sampling.chunk_width // config.t_patch_size * area
     rows = (tokens, config.num_query_groups, 2 * config.kv_channels)

@@ -84,6 +84,7 @@ def counted(config: DiTConfig, sampling: Sampling, chunks: int) -> Operations:
     [
         (NARROW, Sampling(num_steps=16, chunk_width=FRAMES)),
         (NARROW, Sampling(num_steps=8, window_size=1, chunk_width=FRAMES)),
+        (NARROW, Sampling(num_steps=8, chunk_width=FRAMES, noise2clean_kvrange=(3, 2), anchor=True)),
         (NARROW, Sampling(num_steps=8, window_size=2, chunk_width=FRAMES, clean_chunk_kvrange=3)),
         (replace(NARROW, gated_linear_unit=True), Sampling(num_steps=8, chunk_width=FRAMES, noise2clean_kvrange=())),
         (
@@ -124,7 +125,8 @@ def test_a_full_step_of_the_release_is_counted_exactly_without_memory() -> None:
 
 
 def test_the_middle_of_a_long_video_is_a_longer_one_less_a_shorter() -> None:
-    for sampling in (Sampling(), Sampling(window_size=1), Sampling(num_steps=8, cfg_number=1)):
+    quick = Sampling(num_steps=8, cfg_number=1)
+    for sampling in (Sampling(), Sampling(window_size=1), quick, replace(quick, anchor=True)):
         longer, shorter = (operations(NARROW, video_passes(sampling, n), TOKENS, WORDS) for n in (30, 29))
         one = operations(NARROW, chunk_passes(sampling), TOKENS, WORDS)
         assert (longer.products - shorter.products, longer.attention - shorter.attention) == pytest.approx(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,6 +17,7 @@ from torch import Tensor
 from magi_core.config import Sampling
 from magi_core.denoise import ChunkCondition, FinishedChunk, Session, Window, dispatch, session
 from magi_core.denoise.noise import chunk_noise
+from magi_core.denoise.rewind import rewind
 from magi_core.denoise.schedule import Schedule
 from magi_core.errors import MagiError
 from magi_core.model import KVCache, MagiDiT
@@ -36,6 +38,7 @@ def samplings(draw: st.DrawFn) -> Sampling:
         cfg_number=draw(st.sampled_from([1, 3])),
         noise2clean_kvrange=tuple(draw(st.lists(st.integers(1, 5), min_size=lengths, max_size=lengths))),
         clean_chunk_kvrange=draw(st.sampled_from([-1, 1, 2, 3])),
+        anchor=draw(st.booleans()),
     )
 
 
@@ -187,9 +190,10 @@ def test_the_ring_gives_the_numbers_of_a_full_cache(start: Start, sampling: Samp
     assert set(ring.state.cache.chunks) <= set(full.state.cache.chunks)
 
 
+@pytest.mark.parametrize("anchor", [False, True])
 @pytest.mark.parametrize("clean_range", [1, 2])
-def test_memory_does_not_grow_with_length(start: Start, clean_range: int) -> None:
-    sampling = Sampling(num_steps=4, window_size=2, chunk_width=WIDTH, clean_chunk_kvrange=clean_range)
+def test_memory_does_not_grow_with_length(start: Start, clean_range: int, anchor: bool) -> None:
+    sampling = Sampling(num_steps=4, window_size=2, chunk_width=WIDTH, clean_chunk_kvrange=clean_range, anchor=anchor)
     made = start(sampling)
     sizes = []
     for chunk in range(12):
@@ -201,7 +205,7 @@ def test_memory_does_not_grow_with_length(start: Start, clean_range: int) -> Non
             [len(kept) for kept in (state.captions, state.held, state.in_flight, state.clean, state.cache.chunks)]
         )
     assert sizes[7] == sizes[-1]
-    assert sizes[-1][4] == 2  # chunk 12 is next and sees 5: 8 and 9 are stored, 10 is just clean, 11 in flight
+    assert sizes[-1][4] == 2 + anchor  # chunk 12 is next and sees 5: 8 and 9 are stored, 10 is just clean, 11 in flight
 
 
 def naive(model: MagiDiT, sampling: Sampling, plan: Sequence[ChunkCondition]) -> list[Tensor]:
@@ -243,8 +247,54 @@ def test_a_window_of_one_is_chunk_by_chunk(start: Start, lengths: list[int], cle
         torch.testing.assert_close(chunk.latents, expected, rtol=0, atol=1e-5)
 
 
-def test_an_interrupted_step_changes_nothing(start: Start) -> None:
-    sampling = Sampling(num_steps=4, chunk_width=WIDTH)
+@several
+@given(st.integers(1, 4), st.sampled_from([1, 3]), st.sampled_from([6, 7, 10]))
+def test_an_anchor_is_the_first_chunk_right_before_the_oldest_that_is_read(
+    start: Start, length: int, cfg_number: int, given_chunks: int
+) -> None:
+    """As in a video that holds nothing else between them, of which one chunk more is read."""
+    sampling = Sampling(num_steps=4, window_size=1, chunk_width=WIDTH, cfg_number=cfg_number)
+    anchored = replace(sampling, noise2clean_kvrange=(length,), anchor=True)
+    chunks = torch.split(video(given_chunks * WIDTH), WIDTH, dim=2)
+    close = [chunks[0], *chunks[given_chunks - length + 1 :]]
+    noise = torch.randn(1, 2, WIDTH, SIZE, SIZE)
+
+    def made(sampling: Sampling, prefix: Sequence[Tensor]) -> Tensor:
+        going_on = start(sampling, torch.cat(prefix, dim=2))
+        going_on.noise = torch.cat([*prefix, noise], dim=2)
+        going_on.add([condition(0)])
+        (chunk,) = going_on.run()
+        return chunk.latents
+
+    expected = made(replace(sampling, noise2clean_kvrange=(length + 1,)), close)
+    torch.testing.assert_close(made(anchored, chunks), expected, rtol=0, atol=1e-5)
+    other = [chunks[0] + 1, *chunks[1:]]
+    assert not torch.allclose(made(anchored, other), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_one_can_go_back_in_a_video_with_an_anchor(start: Start, window: int) -> None:
+    sampling = Sampling(num_steps=4, window_size=window, chunk_width=WIDTH, anchor=True)
+    straight, gone_back = start(sampling), start(sampling)
+    straight.add(conditions(0, 8))
+    gone_back.add(conditions(0, 10))
+    finished: dict[int, Tensor] = {}
+    while len(finished) < 8:
+        chunk = gone_back.step()
+        finished |= {} if chunk is None else {chunk.index: chunk.latents}
+    expected = straight.run()
+    straight.add(conditions(8, 10))
+    rewind(gone_back, 8, finished.__getitem__)
+    assert 0 in gone_back.state.clean and len(gone_back.state.clean) < 8
+    for one, two in zip(expected, finished.values(), strict=True):
+        torch.testing.assert_close(one.latents, two, rtol=0, atol=1e-5)
+    for one, again in zip(straight.run(), gone_back.run(), strict=True):
+        torch.testing.assert_close(one.latents, again.latents, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("anchor", [False, True])
+def test_an_interrupted_step_changes_nothing(start: Start, anchor: bool) -> None:
+    sampling = Sampling(num_steps=4, chunk_width=WIDTH, anchor=anchor)
     straight, interrupted = start(sampling, video(5)), start(sampling, video(5))
     for made in (straight, interrupted):
         made.add(conditions(0, 3))

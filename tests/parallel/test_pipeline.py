@@ -50,7 +50,7 @@ def line(crew: Spawned, config: DiTConfig, strategy: Strategy) -> tuple[Engine, 
     name = repr((config, strategy))
     crew.call("run", "begin", name, partial(random_model, config), strategy)
     workers = Watched(crew, name)
-    return Engine(workers, ahead=True), workers
+    return Engine(workers, ahead=strategy.pipeline > 1), workers
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,21 @@ def test_a_generation_equals_that_of_one_process(
     assert held.keys() == wanted.keys() and session.state.cache.chunks == alone.state.cache.chunks
     assert all(distance(held[name], rows) < 1e-5 for name, rows in wanted.items() if name != "chunks")
     assert workers.begun == workers.steps - (2 if kind == "extension" else 1) > 0
+
+
+@pytest.mark.parametrize(
+    "strategy", [Strategy(passes=2), Strategy(stages=2), Strategy(exchange="heads"), Strategy(pipeline=2)], ids=str
+)
+def test_an_anchor_is_remembered_by_every_worker(strategy: Strategy, two: Spawned) -> None:
+    engine, workers = line(two, DEEP, strategy)
+    sampling = replace(LONG, noise2clean_kvrange=(3, 2), anchor=True)
+    latents, session = make(DEEP, sampling, "video", engine.runner)
+    expected, _ = make(DEEP, sampling, "video", None)
+    without, _ = make(DEEP, replace(sampling, anchor=False), "video", None)
+    assert distance(latents, expected) < 1e-5 < 1e-3 < distance(without, expected)
+    assert session.state.cache is not None and session.state.cache.chunks
+    if strategy.pipeline > 1:
+        assert 0 < workers.begun < workers.steps - 1, "a step before which the anchor moves is not begun ahead"
 
 
 def test_what_was_foreseen_and_does_not_come_leaves_no_trace(two: Spawned) -> None:
