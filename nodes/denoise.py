@@ -60,6 +60,7 @@ class ChunkDenoise(io.ComfyNode):
                 inputs.seconds(),
                 *inputs.going_on(),
                 inputs.history_guidance(),
+                inputs.anchor(),
             ],
             **inputs.made(),
         )
@@ -73,11 +74,13 @@ class ChunkDenoise(io.ComfyNode):
         steps: int | None,
         window: int | None,
         kv_ranges: str | None,
+        anchor: str | None = inputs.OWN_ANCHOR,
     ) -> bool | str:
         return values.checked(
             lambda: values.check_size(0 if width is None else width, 0 if height is None else height),
             lambda: values.check_choice("fit", fit, inputs.FITS),
             lambda: sampling.check_settings(steps, window, kv_ranges),
+            lambda: values.check_choice("anchor", anchor, list(sampling.ANCHORS)),
         )
 
     @classmethod
@@ -108,13 +111,14 @@ class ChunkDenoise(io.ComfyNode):
         on_repeat: str = inputs.GO_ON,
         review_every: int = 0,
         history_guidance: float = 0.0,
+        anchor: str = inputs.OWN_ANCHOR,
     ) -> io.NodeOutput:
         values.check_size(width, height)
         if sum(start is not None for start in (start_image, start_video, start_latent)) > 1:
             raise MagiError("connect only one of start_image, start_video and start_latent")
         held = model_of(model)
         config = held.config
-        asked = sampling.Asked(steps, window, guidance, history_guidance, kv_ranges, sigmas)
+        asked = sampling.Asked(steps, window, guidance, history_guidance, kv_ranges, sigmas, anchor)
         own = sampling.sampling_with(config.sampling, asked)
         setting = Setting(height, width, seed, own)
         said, captions = values.captions_of(conditioning, config.dit.caption_channels, seconds)

@@ -60,17 +60,24 @@ class ExtendVideo(io.ComfyNode):
                 inputs.seconds(),
                 *inputs.going_on(),
                 inputs.history_guidance(KEPT),
+                inputs.anchor(KEPT),
             ],
             **inputs.made(),
         )
 
     @classmethod
     def validate_inputs(
-        cls, fit: str | None, steps: int | None = 0, window: int | None = 0, kv_ranges: str | None = ""
+        cls,
+        fit: str | None,
+        steps: int | None = 0,
+        window: int | None = 0,
+        kv_ranges: str | None = "",
+        anchor: str | None = inputs.OWN_ANCHOR,
     ) -> bool | str:
         return values.checked(
             lambda: values.check_choice("fit", fit, inputs.FITS),
             lambda: sampling.check_settings(steps, window, kv_ranges),
+            lambda: values.check_choice("anchor", anchor, list(sampling.ANCHORS)),
         )
 
     @classmethod
@@ -100,6 +107,7 @@ class ExtendVideo(io.ComfyNode):
         on_repeat: str = inputs.GO_ON,
         review_every: int = 0,
         history_guidance: float = 0.0,
+        anchor: str = inputs.OWN_ANCHOR,
     ) -> io.NodeOutput:
         if sum(start is not None for start in (session, latent, images, video)) != 1:
             raise MagiError("connect exactly one of session, latent, images and video: what is to be continued")
@@ -109,7 +117,7 @@ class ExtendVideo(io.ComfyNode):
         encode = encoder_of(vae, config.scale_factor, fit)
         storyboard = said.board.storyboard
         loras = used_by(model)
-        asked = sampling.Asked(steps, window, guidance, history_guidance, kv_ranges, sigmas)
+        asked = sampling.Asked(steps, window, guidance, history_guidance, kv_ranges, sigmas, anchor)
         if session is not None:
             asked.kept()
             making = session.load(held.dit, loras)

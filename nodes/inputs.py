@@ -16,10 +16,11 @@ from magi_core.plan import MAX_MORE_TO_COME
 from magi_core.storyboard import MAX_SHOT_SECONDS
 
 from . import sockets, values
-from .sampling import MOST_IN_FLIGHT
+from .sampling import ANCHORS, MOST_IN_FLIGHT
 
 FITS = ["crop", "pad", "stretch"]
 GO_ON, START_OVER = REPEATS = ["go on", "start over"]
+OWN_ANCHOR = next(iter(ANCHORS))
 EXAMPLE = "1s: a red circle moves right\n1s: the circle turns blue and moves up"
 
 
@@ -120,6 +121,17 @@ def history_guidance(note: str = "") -> Any:
         optional=True,
         tooltip="How closely what the seconds before show is followed; more keeps longer what the prompt does not say again. "
         "0: the model's own. Distilled models have it built in." + note,
+    )
+
+
+def anchor(note: str = "") -> Any:
+    return choice(
+        "anchor",
+        list(ANCHORS),
+        "on: the first chunk stays in sight for as long as the video goes on, so that what it shows is not lost little by little; a scene that "
+        "is to change altogether wants it off. model's own: on for magi-nano-full, off for the released models, which were not taught it."
+        + note,
+        optional=True,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a node's inputs do to a model's settings: 0, "" and nothing connected leave its own."""
+"""What a node's inputs do to a model's settings: 0, "", "model's own" and nothing connected leave its own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from magi_core.errors import MagiError, whole_number
 
 MOST_IN_FLIGHT = 16
 """Chunks in a window that a node offers."""
+ANCHORS = {"model's own": None, "on": True, "off": False}
 ROUNDING = 1e-4
 """How far from 1 and 0 a scheduler's ends may be."""
 
@@ -36,24 +37,25 @@ def go_together(steps: int, window: int, ranges: tuple[int, ...]) -> None:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a node's inputs ask for; 0, "" and None leave the model's own."""
+    """What a node's inputs ask for; as ``Asked()`` has them they leave the model's own."""
 
-    steps: int
-    window: int
-    guidance: float
-    history_guidance: float
-    kv_ranges: str
+    steps: int = 0
+    window: int = 0
+    guidance: float = 0.0
+    history_guidance: float = 0.0
+    kv_ranges: str = ""
     sigmas: Tensor | None = None
+    anchor: str = next(iter(ANCHORS))
 
     def kept(self) -> None:
         """Raise MagiError where anything is asked for: a session has its settings already."""
         for field in fields(self):
             value = getattr(self, field.name)
             connected = isinstance(value, Tensor)
-            if connected or value:
+            if connected or value != field.default:
                 shown = "connected" if connected else repr(value)
                 raise MagiError(
-                    f"{field.name} is {shown}, but a session keeps the settings it was begun with; leave {field.name} empty or 0"
+                    f"{field.name} is {shown}, but a session keeps the settings it was begun with; leave {field.name} as a new node has it"
                 )
 
 
@@ -73,6 +75,7 @@ def sampling_with(own: Sampling, asked: Asked) -> Sampling:
         history_guidance=asked.history_guidance or None,
         kv_ranges=ranges or None,
         times=times,
+        anchor=ANCHORS[asked.anchor],
     )
 
 

@@ -60,7 +60,7 @@ def run_estimate(arguments: argparse.Namespace) -> int:
     fp8 = arguments.precision == "fp8"
     if arguments.precision and not fp8:
         config = replace(config, dit=replace(config.dit, params_dtype=DTYPES[arguments.precision]))
-    sampling = config.sampling.changed(steps=arguments.steps, window=arguments.window)
+    sampling = config.sampling.changed(steps=arguments.steps, window=arguments.window, anchor=arguments.anchor)
     height, width = parse_size(arguments.size)
     height, width = height or config.height, width or config.width
     unit = config.dit.patch_size * around.vae.patch_size

@@ -68,6 +68,11 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     """How a chunk is denoised, where it is not as the model says."""
     parser.add_argument("--steps", type=int, help="denoise steps of a chunk, a multiple of the window")
     parser.add_argument("--window", type=int, help="chunks denoised at once, 1 to 4")
+    parser.add_argument(
+        "--anchor",
+        action=argparse.BooleanOptionalAction,
+        help="keep the first chunk in sight for as long as the video goes on, or not, in place of what the model does",
+    )
 
 
 def add_lora(parser: argparse.ArgumentParser) -> None:
@@ -102,7 +107,7 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
 
 def sampling_asked(arguments: argparse.Namespace, magi: Magi) -> Sampling:
     """The model's settings with the options of ``add_sampling`` and ``add_guidance``."""
-    names = ("steps", "window", "guidance", "history_guidance")
+    names = ("steps", "window", "anchor", "guidance", "history_guidance")
     return magi.config.sampling.changed(**{name: getattr(arguments, name) for name in names})
 
 

@@ -11,21 +11,23 @@ from magi_core.errors import MagiError
 from magi_core.presets import PRESETS
 from nodes import sampling
 
-NOTHING = sampling.Asked(steps=0, window=0, guidance=0.0, history_guidance=0.0, kv_ranges="")
+NOTHING = sampling.Asked()
 
 
 def test_empty_widgets_leave_the_models_own_settings() -> None:
     own = PRESETS["nano"].sampling
     assert sampling.sampling_with(own, NOTHING) == own
-    changed = sampling.sampling_with(own, sampling.Asked(12, 2, 3.0, 2.0, "3, 2"))
-    assert changed == own.changed(steps=12, window=2, guidance=3.0, history_guidance=2.0, kv_ranges=(3, 2))
+    changed = sampling.sampling_with(own, sampling.Asked(12, 2, 3.0, 2.0, "3, 2", anchor="on"))
+    assert changed == own.changed(steps=12, window=2, guidance=3.0, history_guidance=2.0, kv_ranges=(3, 2), anchor=True)
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(sampling.Asked)])
 def test_a_session_keeps_every_setting(name: str) -> None:
     NOTHING.kept()
-    asked = {"kv_ranges": "2", "sigmas": torch.tensor([1.0, 0.0])}.get(name, 4)
-    with pytest.raises(MagiError, match=rf"{name} is .*, but a session keeps the settings .* leave {name} empty or 0"):
+    asked = {"kv_ranges": "2", "sigmas": torch.tensor([1.0, 0.0]), "anchor": "off"}.get(name, 4)
+    with pytest.raises(
+        MagiError, match=rf"{name} is .*, but a session keeps the settings .* leave {name} as a new node has it"
+    ):
         replace(NOTHING, **{name: asked}).kept()
 
 
