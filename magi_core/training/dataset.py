@@ -66,7 +66,7 @@ def draw_sample(clips: ClipSet, layout: Layout, count: int, mix: Mix, generator:
     A sequence that begins with a noisy chunk begins where its clip does, any other one anywhere. Raises MagiError when no clip is long
     enough for the layout.
     """
-    chunks, needed = len(layout.places), 1 + max(layout.places)
+    chunks, needed = len(layout.places), 1 + max(layout.shown)
 
     def chance(share: float, *shape: int) -> Tensor:
         return torch.rand(shape, generator=generator) < share
@@ -83,7 +83,7 @@ def draw_sample(clips: ClipSet, layout: Layout, count: int, mix: Mix, generator:
     clip = long_enough[pick(0, len(long_enough), count, 1)].expand(count, chunks).clone()
     starts = clips.lengths[clip[:, :1]] - needed + 1
     start = pick(0, MANY, count, 1) % starts if any(layout.clean) else torch.zeros(count, 1, dtype=torch.long)
-    place = torch.tensor(layout.places) + start
+    place = torch.tensor(layout.shown) + start
     pasted = torch.where(chance(mix.prefix, count, chunks), pick(1, 6, count, chunks), 0)
     if any(layout.clean) and layout.stagger is None:
         stills = clips.image.nonzero().squeeze(1)
@@ -100,7 +100,7 @@ def draw_sample(clips: ClipSet, layout: Layout, count: int, mix: Mix, generator:
     words = torch.stack(list(said)).view(count, chunks)
     null = unsaid | clean | (words < 0)
     dropped = null & ~(clean & late)
-    remaining = torch.tensor(layout.places).max() - torch.tensor(layout.places) + pick(1, 9, count, 1)
+    remaining = torch.tensor(layout.shown).max() - torch.tensor(layout.shown) + pick(1, 9, count, 1)
     text, mask = _texts(clips, words, remaining, chance(mix.special_token, count, 1, 2), null)
     latents = torch.stack([clips.latents[c][p] for c, p in rows]).float()
     latents = latents.view(count, chunks, *latents.shape[1:])

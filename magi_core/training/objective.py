@@ -16,7 +16,7 @@ Shape letters: N sequences, D chunks in a sequence, C channels, F frames of a ch
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,19 @@ class Layout:
     """How much earlier on the schedule a noisy chunk is than the one before it; None draws every chunk's time on its own."""
     span: float = 1.0
     """How far on the schedule the last chunk may be: from there on a sampler's chunks read something else."""
+    anchored: bool = False
+    """The first chunk is an anchor (``Sampling.anchor``): shown right before the others, and from ``gap`` chunks earlier in the clip."""
+    gap: int = 0
+
+    @property
+    def history(self) -> tuple[int, ...]:
+        """The clean chunks that are seconds before the noisy ones: all but an anchor, which is what it shows."""
+        return tuple(i for i, clean in enumerate(self.clean) if clean and not (self.anchored and i == 0))
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """Which chunk of the clip each one shows, counted from the first; its place in the video but for the ``gap`` behind an anchor."""
+        return tuple(place + self.gap * (i > 0) for i, place in enumerate(self.places))
 
 
 def window_layout(clean: int, noisy: int, sampling: Sampling) -> Layout:
@@ -66,6 +79,19 @@ def window_layout(clean: int, noisy: int, sampling: Sampling) -> Layout:
     return Layout((True,) * clean + (False,) * noisy, places, reads(0), stagger=1 / window, span=same / window)
 
 
+def anchored(layout: Layout, gap: int) -> Layout:
+    """A window's layout behind an anchor, which its noisy chunks read and nothing else does; ``gap`` chunks of the clip lie between.
+
+    As a session shows it (``Schedule.anchor_place``): right before the oldest chunk that a noisy one reads.
+    """
+    reads = [
+        (start + bool(start or clean), end + 1) for (start, end), clean in zip(layout.reads, layout.clean, strict=True)
+    ]
+    places = tuple(place + 1 for place in layout.places)
+    behind = replace(layout, clean=(True, *layout.clean), places=(0, *places), reads=((0, 1), *reads))
+    return replace(behind, anchored=True, gap=gap)
+
+
 def bidirectional_layout(clean: int, noisy: int) -> Layout:
     """``noisy`` chunks at one noise level behind ``clean`` clean ones, each reading all, as in models that make a video in one piece."""
     chunks = clean + noisy
@@ -82,9 +108,12 @@ LAYOUTS = {
     "behind": window_layout(1, 2, SAMPLING),
     "stream": window_layout(1, 4, SAMPLING),
     "far": window_layout(3, 2, SAMPLING),
+    "anchored stream": anchored(window_layout(1, 4, SAMPLING), gap=1),
+    "anchored far": anchored(window_layout(3, 2, SAMPLING), gap=1),
 }
 """The situations of the sampler: a first chunk; a chunk after a clean one (two noise levels share one clean chunk, which halves
-its cost); the window of a new video, filling and full; the same behind one clean chunk; two chunks that go on from a clip."""
+its cost); the window of a new video, filling and full; the same behind one clean chunk; two chunks that go on from a clip; the same
+behind an anchor, from clips of seven chunks."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ TIMES = ((0.25, 0.6), (0.6, 0.9))
 @dataclass(frozen=True)
 class TakenBack:
     """Which ``sequences`` [M] of a batch get a history of the model's own, and the times t [2, M*K] and noise [2, M*K, C, F, H, W] by which
-    their K clean chunks are taken back."""
+    their K chunks of history are taken back."""
 
     sequences: Tensor
     t: Tensor
@@ -35,25 +35,25 @@ class TakenBack:
 
 
 def draw_taken_back(layout: Layout, sample: Sample, share: float, generator: torch.Generator) -> TakenBack | None:
-    """About ``share`` of the sequences, None where there are none or the layout has no clean chunk."""
-    if not share or not any(layout.clean):
+    """About ``share`` of the sequences, None where there are none or the layout has no history."""
+    if not share or not layout.history:
         return None
     count, channels, frames, height, width = sample.latents.shape
     sequences = (torch.rand(count, generator=generator) < share).nonzero().squeeze(1)
     if not len(sequences):
         return None
-    chunks = len(sequences) * sum(layout.clean)
+    chunks = len(sequences) * len(layout.history)
     low, high = torch.tensor(TIMES).unsqueeze(2).unbind(1)
     noise = torch.randn(len(TIMES), chunks, channels, frames // len(layout.clean), height, width, generator=generator)
     return TakenBack(sequences, low + (high - low) * torch.rand(len(TIMES), chunks, generator=generator), noise)
 
 
 def with_own_history(model: MagiDiT, layout: Layout, sample: Sample, noised: Noised, taken_back: TakenBack) -> Noised:
-    """``noised`` with the clean chunks of the sequences that ``taken_back`` names as the model makes them. Without gradient."""
+    """``noised`` with the history of the sequences that ``taken_back`` names as the model makes them. Without gradient."""
     count, channels, frames, height, width = sample.latents.shape
     chunked = count, channels, len(layout.clean), frames // len(layout.clean), height, width
-    clean = torch.tensor(layout.clean, device=sample.latents.device).nonzero().squeeze(1)
-    which = (taken_back.sequences[:, None], slice(None), clean)
+    history = torch.tensor(layout.history, device=sample.latents.device)
+    which = (taken_back.sequences[:, None], slice(None), history)
     true = sample.latents.reshape(chunked)[which]  # [M, K, C, F, H, W]
     made = denoised(model, true.flatten(0, 1), taken_back).view_as(true)
     x = noised.x.reshape(chunked).clone()

@@ -26,7 +26,7 @@ from magi_core.training.dataset import Mix
 from magi_core.training.dit import DiTSettings, train_dit
 from magi_core.training.export import bring_parts, check_other_folder, write_dit
 from magi_core.training.origin import claim
-from magi_core.training.shards import make_shards, open_clips
+from magi_core.training.shards import CHUNKS, make_shards, open_clips
 from magi_core.training.text import TextTraining, train_text
 from magi_core.training.vae import VAETraining, train_vae
 
@@ -43,7 +43,9 @@ class Training:
     world: str = "narrow"
     """A name of ``worlds.clips.WORLDS``."""
     clips: int = 12_000
-    """Clips of five chunks in the training set."""
+    """Of the training set."""
+    chunks: int = CHUNKS
+    """Of a clip."""
     seed: int = 0
     sampling: Sampling = NANO.sampling
     """How the model's chunks are to be denoised, where it does not go on from another one."""
@@ -108,7 +110,7 @@ def _train(
         work.mkdir(parents=True, exist_ok=True)
         train_vae(out / "vae", work, settings.vae)
     parts = Parts(CheckpointFiles("nano", config, None, out / "vae", out / "t5", out / "special_tokens.npz"))
-    make_shards(work / "clips", parts.vae, settings.world, settings.clips, settings.seed)
+    make_shards(work / "clips", parts.vae, settings.world, settings.clips, settings.seed, settings.chunks)
     clips = open_clips(work / "clips", parts)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
