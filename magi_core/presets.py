@@ -34,7 +34,7 @@ _NANO = DiTConfig(
 )
 _NANO_SAMPLING = Sampling(
     num_steps=8,
-    prev_chunk_scales=(1.0,) * 5,
+    prev_chunk_scales=(3.0, 3.0, 3.0, 1.0, 1.0),
     text_scales=(2.5, 2.5, 2.5, 1.0, 1.0),
 )
 
@@ -54,7 +54,7 @@ PRESETS: Mapping[str, MagiConfig] = {
     "nano-distilled": replace(
         _NANO_MODEL,
         dit=replace(_NANO, distill=True),
-        sampling=replace(_NANO_SAMPLING, cfg_number=1, noise2clean_kvrange=(2, 2, 2, 2)),
+        sampling=replace(_NANO_SAMPLING, cfg_number=1, prev_chunk_scales=(1.0,) * 5, noise2clean_kvrange=(2, 2, 2, 2)),
     ),
     **_variants("4.5b", DiTConfig(), MagiConfig()),
     **_variants("24b", _RELEASE_24B, MagiConfig(sampling=Sampling(num_steps=32), height=720, width=1280)),
