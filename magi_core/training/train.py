@@ -61,14 +61,23 @@ RECIPES: Mapping[str, Training] = {
     "full": Training(
         world="full",
         clips=16_000,
-        sampling=replace(
-            NANO.sampling, prev_chunk_scales=(3.0, 3.0, 3.0, 1.0, 1.0), text_scales=(3.0, 3.0, 3.0, 3.0, 1.0)
-        ),
+        chunks=7,
+        sampling=replace(NANO.sampling, text_scales=(3.0, 3.0, 3.0, 3.0, 1.0), anchor=True),
         text=TextTraining(steps=600),
         vae=VAETraining(steps=2000, full_world=0.9),
         dit=DiTSettings(
             steps=18_000,
-            batch={"first": 24, "next": 10, "pair": 2, "start": 2, "behind": 4, "stream": 4, "far": 3},
+            batch={
+                "anchored stream": 5,
+                "first": 24,
+                "next": 8,
+                "anchored far": 2,
+                "start": 2,
+                "behind": 3,
+                "stream": 2,
+                "far": 2,
+                "pair": 2,
+            },
             mix=Mix(own_history=0.5),
         ),
     ),
