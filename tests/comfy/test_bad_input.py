@@ -99,6 +99,7 @@ REFUSED: list[Case] = [
     ("negative guidance", changed("made", guidance=-1.0), "smaller than min.*guidance"),
     ("huge guidance", changed("made", guidance=1e9), "bigger than max.*guidance"),
     ("huge history guidance", changed("made", history_guidance=1e9), "bigger than max.*history_guidance"),
+    ("another anchor", changed("made", anchor="sometimes"), "anchor is 'sometimes'.*model's own, on, off"),
     ("ranges that are no numbers", changed("made", kv_ranges="5;4"), "kv_ranges is '5;4'"),
     ("a range of nothing", changed("made", kv_ranges="0"), "kv_ranges is '0'"),
     ("a fit of an old workflow", changed("made", fit="zoom"), "fit is .*not in list"),

@@ -193,13 +193,28 @@ def test_history_guidance_strengthens_what_the_second_before_shows(server: Serve
     """The first second has none before it; a session keeps its own, as every setting."""
     prompt = {**text_to_video("1s: a red circle moves right\n1s: it moves up"), **pictures("made")}
     own = frames(server, server.run(prompt))
-    prompt["made"] = denoise(history_guidance=3.0)
+    prompt["made"] = denoise(history_guidance=6.0)
     firmer = frames(server, server.run(prompt))
     assert np.array_equal(firmer[:24], own[:24]) and not np.array_equal(firmer[24:], own[24:])
     prompt |= {**story("1s: it moves left", "next"), **pictures("more")}
     prompt["more"] = extend("next_said", session=["made", 1], history_guidance=2.0)
     run = server.run(prompt)
     assert "history_guidance is 2.0, but a session keeps the settings" in run.error
+
+
+def test_an_anchor_keeps_the_first_second_in_sight(server: Server) -> None:
+    """From the third second on, the first that would not see it; a session keeps its own."""
+    prompt = {**text_to_video("3s: a red circle moves right"), **pictures("made")}
+    own = frames(server, server.run(prompt))
+    for anchor in ("off", "on"):
+        prompt["made"] = denoise(anchor=anchor)
+        found = frames(server, server.run(prompt))
+        assert np.array_equal(found[:48], own[:48])
+        assert np.array_equal(found, own) == (anchor == "off")
+    prompt |= {**story("1s: it moves left", "next"), **pictures("more")}
+    prompt["more"] = extend("next_said", session=["made", 1], anchor="off")
+    run = server.run(prompt)
+    assert "anchor is 'off', but a session keeps the settings" in run.error
 
 
 @pytest.mark.parametrize("model", ["magi-nano", "magi-nano-distilled", "magi-nano-full"])
