@@ -145,7 +145,8 @@ class Sampling:
     times: tuple[float, ...] = ()
     """Times of the denoise steps in place of the model's own curve: num_steps + 1 values that rise from 0 (noise) to 1 (clean)."""
     anchor: bool = False
-    """Whether the first chunk of the video stays in sight, as if it stood right before the oldest chunk that is read. Not in the release."""
+    """Whether the first chunk of a scene stays in sight, as if it stood right before the oldest chunk that is read; a scene begins with the
+    video, and with every keyframe. Not in the release."""
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "window_size", "chunk_width"):

@@ -74,7 +74,7 @@ class ChunkDenoise(io.ComfyNode):
         steps: int | None,
         window: int | None,
         kv_ranges: str | None,
-        anchor: str | None = inputs.OWN_ANCHOR,
+        anchor: str | None = sampling.OWN,
     ) -> bool | str:
         return values.checked(
             lambda: values.check_size(0 if width is None else width, 0 if height is None else height),
@@ -111,7 +111,7 @@ class ChunkDenoise(io.ComfyNode):
         on_repeat: str = inputs.GO_ON,
         review_every: int = 0,
         history_guidance: float = 0.0,
-        anchor: str = inputs.OWN_ANCHOR,
+        anchor: str = sampling.OWN,
     ) -> io.NodeOutput:
         values.check_size(width, height)
         if sum(start is not None for start in (start_image, start_video, start_latent)) > 1:

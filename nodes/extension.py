@@ -72,7 +72,7 @@ class ExtendVideo(io.ComfyNode):
         steps: int | None = 0,
         window: int | None = 0,
         kv_ranges: str | None = "",
-        anchor: str | None = inputs.OWN_ANCHOR,
+        anchor: str | None = sampling.OWN,
     ) -> bool | str:
         return values.checked(
             lambda: values.check_choice("fit", fit, inputs.FITS),
@@ -107,7 +107,7 @@ class ExtendVideo(io.ComfyNode):
         on_repeat: str = inputs.GO_ON,
         review_every: int = 0,
         history_guidance: float = 0.0,
-        anchor: str = inputs.OWN_ANCHOR,
+        anchor: str = sampling.OWN,
     ) -> io.NodeOutput:
         if sum(start is not None for start in (session, latent, images, video)) != 1:
             raise MagiError("connect exactly one of session, latent, images and video: what is to be continued")

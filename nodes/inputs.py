@@ -20,7 +20,6 @@ from .sampling import ANCHORS, MOST_IN_FLIGHT
 
 FITS = ["crop", "pad", "stretch"]
 GO_ON, START_OVER = REPEATS = ["go on", "start over"]
-OWN_ANCHOR = next(iter(ANCHORS))
 EXAMPLE = "1s: a red circle moves right\n1s: the circle turns blue and moves up"
 
 
@@ -128,8 +127,8 @@ def anchor(note: str = "") -> Any:
     return choice(
         "anchor",
         list(ANCHORS),
-        "on: the first chunk stays in sight for as long as the video goes on, so that what it shows is not lost little by little; a scene that "
-        "is to change altogether wants it off. model's own: on for magi-nano-full, off for the released models, which were not taught it."
+        "on: the first chunk stays in sight for as long as the video goes on, so that what it shows is not lost little by little; a keyframe "
+        "begins a scene, and its chunk takes that place. model's own: on for magi-nano-full, off for all others, which were not taught it."
         + note,
         optional=True,
     )

@@ -12,7 +12,8 @@ from magi_core.errors import MagiError, whole_number
 
 MOST_IN_FLIGHT = 16
 """Chunks in a window that a node offers."""
-ANCHORS = {"model's own": None, "on": True, "off": False}
+OWN = "model's own"
+ANCHORS = {OWN: None, "on": True, "off": False}
 ROUNDING = 1e-4
 """How far from 1 and 0 a scheduler's ends may be."""
 
@@ -45,7 +46,7 @@ class Asked:
     history_guidance: float = 0.0
     kv_ranges: str = ""
     sigmas: Tensor | None = None
-    anchor: str = next(iter(ANCHORS))
+    anchor: str = OWN
 
     def kept(self) -> None:
         """Raise MagiError where anything is asked for: a session has its settings already."""
@@ -65,6 +66,8 @@ def sampling_with(own: Sampling, asked: Asked) -> Sampling:
     times = None if asked.sigmas is None else times_of(asked.sigmas)
     if times is not None and steps not in (0, len(times) - 1):
         raise MagiError(f"steps is {steps}, but the connected sigmas are for {len(times) - 1} steps; set steps to 0")
+    if asked.anchor not in ANCHORS:  # where it is linked
+        raise MagiError(f"anchor is {asked.anchor!r}; it must be one of {', '.join(ANCHORS)}")
     made = len(times) - 1 if times is not None else steps or own.num_steps
     ranges = parse_ranges(asked.kv_ranges)
     go_together(made, window or own.window_size, ranges or own.noise2clean_kvrange)

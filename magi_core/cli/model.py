@@ -71,7 +71,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--anchor",
         action=argparse.BooleanOptionalAction,
-        help="keep the first chunk in sight for as long as the video goes on, or not, in place of what the model does",
+        help="keep the first chunk, or the newest keyframe's, in sight for as long as the video goes on, or not, in place of what the model does",
     )
 
 

@@ -33,7 +33,8 @@ def rewind(
     shape = (1, session.model.config.latent_channels, None, session.height, session.width)
     width = session.sampling.chunk_width
     parts = {}
-    for number in schedule.depends_on(chunk, session.model.config.num_layers):
+    scenes = tuple(scene for scene in state.scenes if keep_plan or scene < chunk)
+    for number in schedule.depends_on(chunk, session.model.config.num_layers, scenes):
         if number in state.clean:
             parts[number] = state.clean[number]
             continue
@@ -42,12 +43,14 @@ def rewind(
         parts[number] = torch.cat([state.held[number][:, :, :skip], latents], dim=2) if skip else latents
     begun = session.prefix_frames // width  # the prefix's incomplete chunk, which stays what it is
     kept = range(chunk, position.planned if keep_plan else chunk)
+    there = replace(position, offset=chunk, planned=kept.stop, clock=chunk * schedule.stage_steps, drain_at=None)
     session.state = SessionState(
-        replace(position, offset=chunk, planned=kept.stop, clock=chunk * schedule.stage_steps, drain_at=None),
+        there,
         captions={number: caption for number, caption in state.captions.items() if number in kept},
         held={number: held for number, held in state.held.items() if number in kept or number == begun >= chunk},
         in_flight={},
         clean=parts,
         cache=None,
+        scenes=there.scenes_left(schedule, scenes),
     )
     session.seed = session.seed if seed is None else check_seed(seed)

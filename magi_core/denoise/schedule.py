@@ -4,15 +4,15 @@ Notable:
 - One absolute clock. With k = num_steps / window_size steps a stage, chunk c is at denoise step ``clock - c * k``: it enters the window
   when the clock shows c * k and leaves it clean num_steps later. Chunks count from the first of the video, prefix included.
 - A run is the chunks [offset, end) denoised in one sweep of the window; offset counts the clean chunks before it.
-- An anchor, where there is one, is the first chunk once more, remembered under the number of the chunk before the oldest that is still
-  read. That one is not read any more, so its place is free, and whoever reads the oldest one reads the anchor with it.
+- An anchor, where there is one, is the first chunk of a scene once more, remembered under the number of the chunk before the oldest that
+  is still read. That one is not read any more, so its place is free. Who reads the oldest one, and is of that scene, reads the anchor too.
 - Everything here is numbers; no tensor of the model is touched.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -25,6 +25,8 @@ from magi_core.errors import MagiError
 CURVES = ("sd3", "square", "piecewise", "identity")
 EVERYTHING = sys.maxsize
 """A KV length that reaches back to the first chunk."""
+ONE_SCENE = (0,)
+"""First chunks of the scenes of a video without keyframes."""
 PREFIX_KV_CHUNKS = 8
 """What a prefix chunk sees where no setting says it (spec 8.4.1)."""
 
@@ -36,6 +38,13 @@ class Stage(NamedTuple):
     chunk_end: int
     t_start: int
     t_end: int
+
+
+class Anchor(NamedTuple):
+    """A clean chunk that stays in sight, and the number under which it is remembered and read."""
+
+    chunk: int
+    place: int
 
 
 @dataclass(frozen=True)
@@ -54,8 +63,8 @@ class Step:
     """Of the distilled step size (spec 3.5)."""
     kv_chunks: tuple[tuple[int, int], ...]
     """The chunks [start, end) that each sees; with ``extra`` the first entry is the extra chunk's."""
-    anchor: int | None = None
-    """Where the anchor is to be remembered before this step; None where there is none, or it is there since an earlier step."""
+    anchor: Anchor | None = None
+    """What is to be remembered before this step; None where there is no anchor, or it is there since an earlier step."""
 
 
 @dataclass(frozen=True)
@@ -90,23 +99,31 @@ class Schedule:
         """How many chunks a chunk sees that has just become clean (spec 8.4.3)."""
         return prefix_kv_length(self.sampling) if self.sampling.noise2clean_kvrange else EVERYTHING
 
-    def step(self, offset: int, end: int, clock: int) -> Step:
-        """What is done when the clock shows ``clock``, offset * k <= clock < (end + window_size - 1) * k (spec 8.4)."""
+    def step(self, offset: int, end: int, clock: int, scenes: Sequence[int] = ONE_SCENE) -> Step:
+        """What is done when the clock shows ``clock``, offset * k <= clock < (end + window_size - 1) * k (spec 8.4).
+
+        scenes: their first chunks in order, as far as an anchor can still be of one.
+        """
         number, j = divmod(clock, self.stage_steps)
         stage = window_stage(number, end, self.sampling.window_size, offset)
         chunks = range(stage.chunk_start, stage.chunk_end)
         steps = tuple(clock - chunk * self.stage_steps for chunk in chunks)
         extra = j == 0 and chunks.start > offset
         seen = [kv_chunks(c, self.kv_lengths[s]) for c, s in zip(chunks, steps, strict=True)]
-        anchor = self.anchor_place(offset, clock)
+        anchor = self.anchor(offset, clock, scenes)
         if anchor is not None:
-            seen = [(anchor, last) if start == anchor + 1 else (start, last) for start, last in seen]
-        moved = clock == offset * self.stage_steps or anchor != self.anchor_place(offset, clock - 1)
+            later = min((scene for scene in scenes if scene > anchor.chunk), default=end)
+            seen = [
+                (start - (c < later and start == anchor.place + 1), last)
+                for c, (start, last) in zip(chunks, seen, strict=True)
+            ]
+            there = clock > offset * self.stage_steps and self.first_held(offset, clock - 1) == anchor.place
+            anchor = None if there else anchor
         if extra:
             seen.insert(0, kv_chunks(chunks.start - 1, self.clean_kv_length))
         # The threshold 0.3 falls on a schedule point: the float32 time 0.3 is larger than the double 0.3 and counts (spec 8.4.5).
         near_clean = self.times[steps[0]] > self.sampling.distill_nearly_clean_chunk_threshold
-        return Step(chunks, steps, extra, near_clean, self.intervals[j], tuple(seen), anchor if moved else None)
+        return Step(chunks, steps, extra, near_clean, self.intervals[j], tuple(seen), anchor)
 
     def run(self, offset: int, end: int) -> Iterator[Step]:
         """All steps of a run, in order."""
@@ -123,20 +140,21 @@ class Schedule:
             reads.append(chunk + 1 - max(*lengths, self.clean_kv_length))
         return max(0, min(reads))
 
-    def anchor_place(self, offset: int, clock: int) -> int | None:
-        """As which chunk the anchor is read when the clock shows ``clock``; None where there is none, or nothing is hidden from anyone."""
+    def anchor(self, offset: int, clock: int, scenes: Sequence[int]) -> Anchor | None:
+        """The anchor for who reads it when the clock shows ``clock``; None where there is none. scenes: as for ``step``."""
         first = self.first_read(offset, clock) if self.sampling.anchor else 0
-        return first - 1 if first else None
+        begun = [scene for scene in scenes if scene < first]
+        return Anchor(begun[-1], first - 1) if begun else None
 
     def first_held(self, offset: int, clock: int) -> int:
-        """The oldest chunk number under which keys and values are read from ``clock`` on."""
-        anchor = self.anchor_place(offset, clock)
-        return self.first_read(offset, clock) if anchor is None else anchor
+        """The oldest number under which keys and values are kept for steps from ``clock`` on: an anchor's, or ``first_read``."""
+        return max(0, self.first_read(offset, clock) - self.sampling.anchor)
 
-    def depends_on(self, offset: int, layers: int) -> tuple[int, ...]:
-        """The clean chunks that a run starting behind ``offset`` of them depends on, oldest first."""
+    def depends_on(self, offset: int, layers: int, scenes: Sequence[int]) -> tuple[int, ...]:
+        """The clean chunks that a run starting behind ``offset`` of them depends on, oldest first. scenes: as for ``step``."""
         first = self.first_prefix_chunk(offset, layers)
-        return ((0,) if self.sampling.anchor and first else ()) + tuple(range(first, offset))
+        anchor = self.anchor(offset, offset * self.stage_steps, scenes)
+        return (() if anchor is None or anchor.chunk >= first else (anchor.chunk,)) + tuple(range(first, offset))
 
     def first_prefix_chunk(self, offset: int, layers: int) -> int:
         """The oldest of the ``offset`` clean chunks that a run starting behind them depends on, an anchor aside.

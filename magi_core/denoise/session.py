@@ -6,7 +6,7 @@ Notable:
   clean chunks that a continuation would start from. (Settings that let every chunk see all before it keep all of them.)
 - Two ways to go on. While every window slot is filled, ``add`` makes the plan longer as if it had been so from the start. Once a slot
   was left empty the window runs dry first; what is planned then starts a new run that reads the clean chunks again, as a new session
-  does which is given those latents as prefix. Both are exact to the bit.
+  does which is given those latents as prefix. Both are exact to the bit. (Of an anchor at a keyframe only the session itself knows.)
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ from magi_core.denoise.checks import check_caption, check_latents, check_size
 from magi_core.denoise.chunk import ChunkCondition, FinishedChunk, Progress
 from magi_core.denoise.guidance import Runner
 from magi_core.denoise.noise import check_seed, chunk_noise
-from magi_core.denoise.schedule import Schedule, Step, first_new_frame, kv_chunks, prefix_kv_length, step_embedding
+from magi_core.denoise.schedule import (
+    ONE_SCENE,
+    Schedule,
+    Step,
+    first_new_frame,
+    kv_chunks,
+    prefix_kv_length,
+    step_embedding,
+)
 from magi_core.denoise.state import Position, SessionState
 from magi_core.denoise.storage import Stored, read_session, write_session
 from magi_core.denoise.window import Foreseen, Window
@@ -71,7 +79,8 @@ class Session:
             parts = torch.split(check_latents("the prefix", prefix, model, frames), sampling.chunk_width, dim=2)
         self.prefix_frames = sum(part.shape[2] for part in parts)
         offset = self.prefix_frames // sampling.chunk_width
-        clean = {chunk: parts[chunk].clone() for chunk in self.schedule.depends_on(offset, model.config.num_layers)}
+        needed = self.schedule.depends_on(offset, model.config.num_layers, ONE_SCENE)
+        clean = {chunk: parts[chunk].clone() for chunk in needed}
         held = {} if len(parts) == offset else {offset: parts[offset].clone()}
         self.state = SessionState(
             Position(offset, offset, offset * self.schedule.stage_steps), {}, held, {}, clean, None
@@ -108,9 +117,10 @@ class Session:
         state = self.state
         cache = self._read_clean_chunks(state) if state.cache is None else state.cache
         position = replace(state.position, drain_at=state.position.end) if self.starved else state.position
-        now = self.schedule.step(position.offset, position.end, position.clock)
+        now = self.schedule.step(position.offset, position.end, position.clock, state.scenes)
         if now.anchor is not None:
-            self._remember(state.clean[0], now.anchor, (now.anchor, now.anchor + 1), cache)
+            chunk, place = now.anchor
+            self._remember(state.clean[chunk], place, (place, place + 1), cache)
 
         x = self._latents(state, now)
         stepped = replace(
@@ -152,6 +162,7 @@ class Session:
             position=replace(self.state.position, planned=first + len(conditions)),
             captions={**self.state.captions, **captions},
             held={**self.state.held, **held},
+            scenes=(*self.state.scenes, *held),
         )
         return range(first, first + len(conditions))
 
@@ -269,7 +280,7 @@ class Session:
             return None
         if starved:
             position = replace(position, drain_at=position.end)
-        then = self.schedule.step(position.offset, position.end, position.clock)
+        then = self.schedule.step(position.offset, position.end, position.clock, after.scenes)
         if then.anchor is not None:
             return None
         window = self._window(after, then, self._latents(after, then))
@@ -295,17 +306,19 @@ class Session:
             shown = (state.held[leftmost][:, :, :skip], finished.latents) if skip else (finished.latents,)
             clean[leftmost] = torch.cat(shown, dim=2)
         kept = state.position.first_kept(self.schedule, self.model.config.num_layers)
+        scenes = state.position.scenes_left(self.schedule, state.scenes)
         state = replace(
             state,
             captions=_from(oldest, state.captions),
             held=_from(oldest - 1, state.held),
             in_flight=_from(oldest, state.in_flight),
-            clean={chunk: shown for chunk, shown in clean.items() if chunk >= kept or self._is_anchor(chunk)},
+            clean={chunk: shown for chunk, shown in clean.items() if chunk >= kept or self._may_anchor(chunk, scenes)},
+            scenes=scenes,
         )
         return state, finished
 
-    def _is_anchor(self, chunk: int) -> bool:
-        return self.sampling.anchor and chunk == 0
+    def _may_anchor(self, chunk: int, scenes: Sequence[int]) -> bool:
+        return self.sampling.anchor and chunk in scenes
 
     def _dry(self, state: SessionState) -> SessionState:
         """Where the run is over: the start of the next one, which reads the clean chunks as a new session reads its prefix."""

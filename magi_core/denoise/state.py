@@ -6,12 +6,12 @@ written in place: with what the repeated step will write again.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from magi_core.denoise.schedule import Schedule
+from magi_core.denoise.schedule import ONE_SCENE, Schedule
 from magi_core.model import KVCache
 from magi_core.text.caption import Caption
 
@@ -62,6 +62,11 @@ class Position:
         """The oldest clean chunk whose latents are kept: so many that one can also go back to the oldest chunk that is not clean."""
         return min(self.first_needed(schedule, layers), schedule.first_prefix_chunk(self.oldest(schedule), layers))
 
+    def scenes_left(self, schedule: Schedule, scenes: Sequence[int]) -> tuple[int, ...]:
+        """Of the scenes' first chunks those that can still be an anchor."""
+        anchor = schedule.anchor(self.offset, self.clock, scenes)
+        return tuple(scene for scene in scenes if anchor is None or scene >= anchor.chunk)
+
     def next_run(self, schedule: Schedule) -> Position:
         """Behind the last chunk of the present run, whose chunks are the next one's prefix."""
         clock = self.end * schedule.stage_steps
@@ -83,6 +88,9 @@ class SessionState:
     """Leading frames [1, C, f, H, W] that are put back before every pass: the prefix's last, incomplete chunk, an image, a keyframe."""
     in_flight: Mapping[int, Tensor]
     clean: Mapping[int, Tensor]
-    """The newest clean chunks, as the video shows them: as many as a run depends on that starts behind them, or after this one; and an anchor."""
+    """The newest clean chunks, as the video shows them: as many as a run depends on that starts behind them, or after this one; and
+    those of ``scenes`` where there is an anchor."""
     cache: KVCache | None
     """None until the clean chunks before the run have been read."""
+    scenes: tuple[int, ...] = ONE_SCENE
+    """First chunks of scenes, in order: the first of the video and every one with a keyframe, as far as an anchor can still be of it."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from magi_core.config import DiTConfig, Sampling
-from magi_core.denoise.schedule import Schedule
+from magi_core.denoise.schedule import ONE_SCENE, Schedule
 from magi_core.denoise.state import Position, SessionState
 from magi_core.errors import MagiError, shorten, whole_number
 from magi_core.model import KVCache, MagiDiT
@@ -25,8 +25,8 @@ from magi_core.model.origin import OUTPUT, SAMPLE, output_digest
 from magi_core.tensor_files import DAMAGE, read_header, read_tensors, write_tensors
 from magi_core.text.caption import Caption
 
-VERSION = 2
-"""1 had no hash."""
+VERSION = 3
+"""1 had no hash, 2 no scenes."""
 HEADER = "magi_session"
 MAX_SIDE = 4096
 """Of latents."""
@@ -76,6 +76,7 @@ def write_session(path: Path, stored: Stored, model: MagiDiT) -> None:
         "model": {**_model_fields(model), **model.origin},
         "sampling": asdict(stored.sampling),
         "position": asdict(state.position),
+        "scenes": list(state.scenes),
         "captions": {chunk: place[id(caption)] for chunk, caption in state.captions.items()},
         "notes": dict(stored.notes),
         "tensors": sorted(tensors),
@@ -135,6 +136,7 @@ def _parse(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Stored:
     for name, value in {"prefix_frames": header["prefix_frames"], **header["position"]}.items():
         if value is not None or name != "drain_at":
             whole_number(name, value, 0, MAX_COUNT)
+    scenes = header["scenes"] if header["version"] > 2 else ONE_SCENE
     cache = _group("cache", tensors)
     captions = {int(i): _caption(embedding) for i, embedding in _group("caption", tensors).items()}
     state = SessionState(
@@ -144,6 +146,7 @@ def _parse(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Stored:
         in_flight={int(chunk): t for chunk, t in _group("in_flight", tensors).items()},
         clean={int(chunk): t for chunk, t in _group("clean", tensors).items()},
         cache=KVCache.from_state(cache) if cache else None,
+        scenes=tuple(whole_number("a scene", scene, 0, MAX_COUNT) for scene in scenes),
     )
     return Stored(
         sampling=sampling,
@@ -172,10 +175,11 @@ def _is_whole(stored: Stored, config: DiTConfig) -> bool:
     channels = config.caption_channels
     captions = (stored.null, *state.captions.values())
     clean = {*range(position.first_needed(schedule, config.num_layers), oldest)}
-    clean |= {0} if stored.sampling.anchor and oldest else set()
+    clean |= {scene for scene in state.scenes if stored.sampling.anchor and scene < oldest}
     return (
         position.steps_left(schedule) >= 0
         and _prefix_is_whole(stored, oldest)
+        and list(state.scenes) == sorted({*state.scenes})
         and set(state.captions) == set(range(oldest, position.planned))
         and set(state.in_flight) == set(range(oldest, min(position.end, -(-position.clock // k))))
         and set(state.clean) >= clean
@@ -211,11 +215,11 @@ def _cache_is_whole(stored: Stored, config: DiTConfig) -> bool:
         return position.clock == position.offset * schedule.stage_steps
     oldest = position.oldest(schedule)
     owed = oldest > position.offset and position.clock % schedule.stage_steps == 0  # the next step stores it
-    step = schedule.step(position.offset, position.end, position.clock) if position.steps_left(schedule) else None
-    held = (
-        schedule.first_held if step and step.anchor is None else schedule.first_read
-    )  # an anchor that moves is remembered anew
-    read = range(held(position.offset, position.clock), oldest - owed)
+    first = schedule.first_read(position.offset, position.clock)
+    if position.steps_left(schedule):
+        step = schedule.step(position.offset, position.end, position.clock, stored.state.scenes)
+        first = first if step.anchor else min(first, *(start for start, _ in step.kv_chunks))
+    read = range(first, oldest - owed)
     area = (stored.height // config.patch_size) * (stored.width // config.patch_size)
     tokens = stored.sampling.chunk_width // config.t_patch_size * area
     rows = (tokens, config.num_query_groups, 2 * config.kv_channels)

@@ -104,8 +104,8 @@ def forecast(event: Event, baseline: str) -> Frames:
 
 
 def kv_range(sampling: Sampling, chunks: int) -> Sampling:
-    """The settings with every denoised chunk seeing ``chunks`` chunks, itself among them, at every noise level."""
-    return sampling.changed(kv_ranges=(chunks,) * len(sampling.noise2clean_kvrange))
+    """The settings with every denoised chunk seeing ``chunks`` chunks, itself among them, at every noise level, and no anchor beside them."""
+    return sampling.changed(kv_ranges=(chunks,) * len(sampling.noise2clean_kvrange), anchor=False)
 
 
 def compare(event: Event, predicted: Frames) -> View:

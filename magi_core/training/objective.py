@@ -82,7 +82,7 @@ def window_layout(clean: int, noisy: int, sampling: Sampling) -> Layout:
 def anchored(layout: Layout, gap: int) -> Layout:
     """A window's layout behind an anchor, which its noisy chunks read and nothing else does; ``gap`` chunks of the clip lie between.
 
-    As a session shows it (``Schedule.anchor_place``): right before the oldest chunk that a noisy one reads.
+    As a session shows it (``Schedule.anchor``): right before the oldest chunk that a noisy one reads.
     """
     reads = [
         (start + bool(start or clean), end + 1) for (start, end), clean in zip(layout.reads, layout.clean, strict=True)

@@ -101,9 +101,10 @@ def test_more_plan_before_a_slot_is_empty_is_as_if_planned_from_the_start(
 def test_a_dry_session_goes_on_as_a_continuation_of_its_video(
     start: Start, sampling: Sampling, frames: int, now: int, later: int
 ) -> None:
+    """A keyframe's anchor aside, of which latents do not tell."""
     prefix = video(frames) if frames else None
     dry = start(sampling, prefix)
-    dry.add(conditions(0, now))
+    dry.add([condition(place, keyframe=place % 3 == 2 and not sampling.anchor) for place in range(now)])
     shown = [chunk.latents for chunk in dry.run()]
     if prefix is not None and frames > 1:  # an image is part of what comes out, a clip is not
         shown.insert(0, prefix)
@@ -272,20 +273,44 @@ def test_an_anchor_is_the_first_chunk_right_before_the_oldest_that_is_read(
     assert not torch.allclose(made(anchored, other), expected, atol=1e-3)
 
 
+@several
+@given(st.sampled_from([1, 2, 4]), st.integers(1, 6), st.integers(8, 12))
+def test_a_keyframe_begins_a_scene_with_an_anchor_of_its_own(
+    start: Start, window: int, keyframe: int, chunks: int
+) -> None:
+    """What is read of it is never another scene's; a scene that is still in sight needs none."""
+    schedule = Schedule.of(Sampling(num_steps=4, window_size=window, chunk_width=WIDTH, anchor=True))
+    shown = {0: 0}  # which is itself there
+    for clock in range((chunks + window - 1) * schedule.stage_steps):
+        step = schedule.step(0, chunks, clock, (0, keyframe))
+        if step.anchor is not None:
+            shown[step.anchor.place] = step.anchor.chunk
+        first = schedule.first_read(0, clock)
+        for chunk, (oldest, _) in zip(step.chunks, step.kv_chunks[step.extra :], strict=True):
+            if oldest < first:
+                assert shown[oldest] == (keyframe if chunk >= keyframe else 0) < first
+            elif oldest == first > 0:
+                assert first <= keyframe <= chunk
+    assert keyframe in shown.values() or chunks <= keyframe + 6
+
+
+@pytest.mark.parametrize("keyframe", [0, 1, 6])
 @pytest.mark.parametrize("window", [1, 2, 4])
-def test_one_can_go_back_in_a_video_with_an_anchor(start: Start, window: int) -> None:
+def test_one_can_go_back_in_a_video_with_an_anchor(start: Start, window: int, keyframe: int) -> None:
     sampling = Sampling(num_steps=4, window_size=window, chunk_width=WIDTH, anchor=True)
     straight, gone_back = start(sampling), start(sampling)
-    straight.add(conditions(0, 8))
-    gone_back.add(conditions(0, 10))
+    plan = [condition(place, keyframe=place == keyframe) for place in range(10)]
+    straight.add(plan[:8])
+    gone_back.add(plan)
     finished: dict[int, Tensor] = {}
     while len(finished) < 8:
         chunk = gone_back.step()
         finished |= {} if chunk is None else {chunk.index: chunk.latents}
     expected = straight.run()
-    straight.add(conditions(8, 10))
+    straight.add(plan[8:])
     rewind(gone_back, 8, finished.__getitem__)
-    assert 0 in gone_back.state.clean and len(gone_back.state.clean) < 8
+    assert gone_back.state.scenes[-1] == keyframe
+    assert gone_back.state.clean.keys() >= {*gone_back.state.scenes} and len(gone_back.state.clean) < 8
     for one, two in zip(expected, finished.values(), strict=True):
         torch.testing.assert_close(one.latents, two, rtol=0, atol=1e-5)
     for one, again in zip(straight.run(), gone_back.run(), strict=True):

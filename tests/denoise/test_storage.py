@@ -27,10 +27,10 @@ from magi_core.text.caption import Caption
 Header = dict[str, Any]
 
 
-@pytest.fixture
-def path(tiny: MagiDiT, tmp_path: Path) -> Path:
-    """A session stopped in mid-flight, with a prefix, a keyframe, a clean chunk and keys and values."""
-    sampling = Sampling(num_steps=4, window_size=2, chunk_width=2, noise2clean_kvrange=(2, 2))
+@pytest.fixture(params=[False, True], ids=["plain", "anchored"])
+def path(request: pytest.FixtureRequest, tiny: MagiDiT, tmp_path: Path) -> Path:
+    """A session stopped in mid-flight, with a prefix, a keyframe, a clean chunk and keys and values; and one with an anchor."""
+    sampling = Sampling(num_steps=4, window_size=2, chunk_width=2, noise2clean_kvrange=(2, 2), anchor=request.param)
     prefix = torch.randn(1, 2, 5, 4, 4)
     session = Session(tiny, sampling, height=4, width=4, seed=1, null=null_caption(tiny.null_caption), prefix=prefix)
     session.add([ChunkCondition(Caption(torch.randn(3, 4), torch.ones(3)))] * 3)
@@ -78,6 +78,16 @@ def test_files_of_version_1_without_a_hash_still_load(path: Path, tiny: MagiDiT)
     assert all(torch.equal(a.latents, b.latents) for a, b in zip(made, wanted, strict=True))
 
 
+def test_files_from_before_there_were_anchors_have_none(path: Path, tiny: MagiDiT) -> None:
+    anchored = Session.load(path, tiny)[0].sampling.anchor
+    rewrite(path, lambda header, _: (header.update(version=2), header.pop("scenes"), header["sampling"].pop("anchor")))
+    assert not Session.load(path, tiny)[0].sampling.anchor
+    if anchored:
+        rewrite(path, lambda header, tensors: header["sampling"].update(anchor=1))
+        with pytest.raises(MagiError, match="damaged"):
+            Session.load(path, tiny)
+
+
 def test_every_single_loss_is_noticed(path: Path, tiny: MagiDiT) -> None:
     whole = path.read_bytes()
     with safe_open(path, framework="pt") as file:
@@ -114,7 +124,7 @@ def test_another_model_a_newer_version_and_other_files_are_named(path: Path, tin
     with pytest.raises(MagiError, match=r"another model .ffn_hidden_size 32 instead of 64"):
         Session.load(path, wider)
     rewrite(path, lambda header, _: header.update(version=99))
-    with pytest.raises(MagiError, match="has version 99, this program reads 2; update"):
+    with pytest.raises(MagiError, match="has version 99, this program reads 3; update"):
         Session.load(path, tiny)
     save_file({"x": torch.ones(1)}, path)
     with pytest.raises(MagiError, match="is not a session file"):

@@ -57,3 +57,4 @@ def test_image_to_video_and_kv_ranges() -> None:
     assert asked[0].prefix is None and (asked[0].image == event.request.prefix[-1]).all()
     sampling = PRESETS["nano"].sampling
     assert kv_range(sampling, 3) == replace(sampling, noise2clean_kvrange=(3, 3, 3, 3))
+    assert kv_range(replace(sampling, anchor=True), 3) == kv_range(sampling, 3), "range 1 sees nothing but itself"

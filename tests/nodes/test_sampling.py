@@ -63,6 +63,11 @@ def test_steps_window_and_ranges_go_together() -> None:
         sampling.check_settings(None, 17, None)
 
 
+def test_an_anchor_by_another_word() -> None:
+    with pytest.raises(MagiError, match="anchor is 'yes'; it must be one of model's own, on, off"):
+        sampling.sampling_with(PRESETS["nano"].sampling, replace(NOTHING, anchor="yes"))
+
+
 @pytest.mark.parametrize("text", ["5;4", "a", "0", "-1", "1.5", "1,,2", "\u0661", "99999999999"])
 def test_ranges_that_cannot_be_read(text: str) -> None:
     with pytest.raises(MagiError, match="kv_ranges"):

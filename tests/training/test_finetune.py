@@ -41,6 +41,10 @@ def test_windows_read_what_the_sampler_lets_them() -> None:
         (3, 5),
     )
     assert layouts_for(PRESETS["4.5b"].sampling, 2)["stream"].places == (0, 1)
+    anchored = replace(PRESETS["4.5b"].sampling, anchor=True)
+    behind = {longest: layouts_for(anchored, longest)["stream"] for longest in (2, 3, 4, 7)}
+    assert behind[7].reads == ((0, 1), (1, 2), (0, 3), (0, 4), (0, 5), (0, 6)), "each sees the anchor too"
+    assert [stream.shown for stream in behind.values()] == [(0, 1), (0, 1, 2), (0, 1, 2, 3), (0, 2, 3, 4, 5, 6)]
     assert set(layouts_for(PRESETS["nano"].sampling, 1)) == {"first", "start"}
 
 

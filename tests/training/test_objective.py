@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from magi_core.denoise.schedule import Schedule, kv_chunks, kv_lengths
+from magi_core.denoise.schedule import ONE_SCENE, Schedule, kv_chunks, kv_lengths
 from magi_core.kernels import AttnRange, attend
 from magi_core.model import MagiDiT
 from magi_core.presets import PRESETS
@@ -79,10 +79,10 @@ def behind_an_anchor(schedule: Schedule, layout: Layout, chunk: int, done: int) 
     offset = 20
     clock = (offset + chunk - first_noisy) * schedule.stage_steps + done
     step = schedule.step(offset, offset + len(layout.clean) - first_noisy, clock)
-    place = schedule.anchor_place(offset, clock)
-    assert place is not None
+    anchor = schedule.anchor(offset, clock, ONE_SCENE)
+    assert anchor is not None and anchor.chunk == 0
     start, end = step.kv_chunks[step.chunks.index(offset + chunk - first_noisy) + step.extra]
-    return start - place, end - place
+    return start - anchor.place, end - anchor.place
 
 
 def errors(model: MagiDiT, layout: Layout, sample: Sample, noised: Noised) -> torch.Tensor:
