@@ -162,7 +162,7 @@ class Session:
             position=replace(self.state.position, planned=first + len(conditions)),
             captions={**self.state.captions, **captions},
             held={**self.state.held, **held},
-            scenes=(*self.state.scenes, *held),
+            scenes=tuple(sorted({*self.state.scenes, *held})),
         )
         return range(first, first + len(conditions))
 

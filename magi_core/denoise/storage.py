@@ -146,7 +146,7 @@ def _parse(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Stored:
         in_flight={int(chunk): t for chunk, t in _group("in_flight", tensors).items()},
         clean={int(chunk): t for chunk, t in _group("clean", tensors).items()},
         cache=KVCache.from_state(cache) if cache else None,
-        scenes=tuple(whole_number("a scene", scene, 0, MAX_COUNT) for scene in scenes),
+        scenes=tuple(sorted({whole_number("a scene", scene, 0, MAX_COUNT) for scene in scenes})),
     )
     return Stored(
         sampling=sampling,
@@ -179,7 +179,6 @@ def _is_whole(stored: Stored, config: DiTConfig) -> bool:
     return (
         position.steps_left(schedule) >= 0
         and _prefix_is_whole(stored, oldest)
-        and list(state.scenes) == sorted({*state.scenes})
         and set(state.captions) == set(range(oldest, position.planned))
         and set(state.in_flight) == set(range(oldest, min(position.end, -(-position.clock // k))))
         and set(state.clean) >= clean

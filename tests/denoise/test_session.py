@@ -309,7 +309,7 @@ def test_one_can_go_back_in_a_video_with_an_anchor(start: Start, window: int, ke
     expected = straight.run()
     straight.add(plan[8:])
     rewind(gone_back, 8, finished.__getitem__)
-    assert gone_back.state.scenes[-1] == keyframe
+    assert gone_back.state.scenes in ((keyframe,), (0, keyframe))
     assert gone_back.state.clean.keys() >= {*gone_back.state.scenes} and len(gone_back.state.clean) < 8
     for one, two in zip(expected, finished.values(), strict=True):
         torch.testing.assert_close(one.latents, two, rtol=0, atol=1e-5)

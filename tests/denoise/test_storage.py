@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +87,23 @@ def test_files_from_before_there_were_anchors_have_none(path: Path, tiny: MagiDi
         rewrite(path, lambda header, tensors: header["sampling"].update(anchor=1))
         with pytest.raises(MagiError, match="damaged"):
             Session.load(path, tiny)
+
+
+@pytest.mark.parametrize("anchor", [False, True])
+def test_a_keyframe_in_the_first_chunk_is_the_same_scene(anchor: bool, tiny: MagiDiT, tmp_path: Path) -> None:
+    sampling = Sampling(num_steps=4, window_size=2, chunk_width=2, noise2clean_kvrange=(2, 2), anchor=anchor)
+    session = Session(tiny, sampling, height=4, width=4, seed=1, null=null_caption(tiny.null_caption))
+    caption = Caption(torch.randn(3, 4), torch.ones(3))
+    session.add([ChunkCondition(caption, torch.randn(1, 2, 1, 4, 4)), ChunkCondition(caption)])
+    session.step()
+    session.save(tmp_path / "session.safetensors")
+    shutil.copy(tmp_path / "session.safetensors", tmp_path / "twice.safetensors")
+    rewrite(tmp_path / "twice.safetensors", lambda header, _: header.update(scenes=[0, 0]))
+    wanted = session.run()
+    for name in ("session", "twice"):
+        made = Session.load(tmp_path / f"{name}.safetensors", tiny)[0]
+        assert made.state.scenes == (0,)
+        assert all(torch.equal(a.latents, b.latents) for a, b in zip(made.run(), wanted, strict=True))
 
 
 def test_every_single_loss_is_noticed(path: Path, tiny: MagiDiT) -> None:
