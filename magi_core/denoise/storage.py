@@ -146,6 +146,7 @@ def _parse(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Stored:
         in_flight={int(chunk): t for chunk, t in _group("in_flight", tensors).items()},
         clean={int(chunk): t for chunk, t in _group("clean", tensors).items()},
         cache=KVCache.from_state(cache) if cache else None,
+        # The first files of version 3 name the first scene twice where it begins with a keyframe.
         scenes=tuple(sorted({whole_number("a scene", scene, 0, MAX_COUNT) for scene in scenes})),
     )
     return Stored(
