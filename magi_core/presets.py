@@ -54,7 +54,7 @@ PRESETS: Mapping[str, MagiConfig] = {
     "nano-distilled": replace(
         _NANO_MODEL,
         dit=replace(_NANO, distill=True),
-        sampling=replace(_NANO_SAMPLING, cfg_number=1, prev_chunk_scales=(1.0,) * 5, noise2clean_kvrange=(2, 2, 2, 2)),
+        sampling=replace(_NANO_SAMPLING, cfg_number=1),
     ),
     **_variants("4.5b", DiTConfig(), MagiConfig()),
     **_variants("24b", _RELEASE_24B, MagiConfig(sampling=Sampling(num_steps=32), height=720, width=1280)),
