@@ -52,9 +52,7 @@ _NANO_MODEL = MagiConfig(dit=_NANO, sampling=_NANO_SAMPLING, height=64, width=64
 PRESETS: Mapping[str, MagiConfig] = {
     "nano": _NANO_MODEL,
     "nano-distilled": replace(
-        _NANO_MODEL,
-        dit=replace(_NANO, distill=True),
-        sampling=replace(_NANO_SAMPLING, cfg_number=1),
+        _NANO_MODEL, dit=replace(_NANO, distill=True), sampling=replace(_NANO_SAMPLING, cfg_number=1)
     ),
     **_variants("4.5b", DiTConfig(), MagiConfig()),
     **_variants("24b", _RELEASE_24B, MagiConfig(sampling=Sampling(num_steps=32), height=720, width=1280)),

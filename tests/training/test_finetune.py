@@ -34,13 +34,7 @@ def test_windows_read_what_the_sampler_lets_them() -> None:
     assert released["stream"].reads == ((0, 1), (0, 2), (0, 3), (0, 4), (0, 5)), "each sees one clean chunk"
     assert released["start"].reads == ((0, 1), (0, 2), (0, 3), (0, 4))
     shorter = replace(PRESETS["nano"].sampling, noise2clean_kvrange=(2, 2, 2, 2))
-    assert layouts_for(shorter, 9)["stream"].reads == (
-        (0, 1),
-        (0, 2),
-        (1, 3),
-        (2, 4),
-        (3, 5),
-    )
+    assert layouts_for(shorter, 9)["stream"].reads == ((0, 1), (0, 2), (1, 3), (2, 4), (3, 5))
     assert layouts_for(PRESETS["4.5b"].sampling, 2)["stream"].places == (0, 1)
     anchored = replace(PRESETS["4.5b"].sampling, anchor=True)
     behind = {longest: layouts_for(anchored, longest)["stream"] for longest in (2, 3, 4, 7)}
