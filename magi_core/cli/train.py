@@ -35,6 +35,13 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="go on from a model of magi-nano's sizes, a folder or 'nano', say in a larger world (default: from nothing)",
     )
     train.add_argument(
+        "--rollouts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --start, for a model with an anchor: it makes N videos of 20 s first, and is shown how their seconds should have gone on",
+    )
+    train.add_argument(
         "--bidirectional",
         action="store_true",
         help="make the variant of --start that magi physics-worlds --bidirectional compares it with",
@@ -59,14 +66,15 @@ def lasting(settings: DiTSettings, arguments: argparse.Namespace) -> DiTSettings
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    from magi_core.training.train import FURTHER, RECIPES, WORK, train
+    from magi_core.training.train import BEHIND_ROLLOUTS, FURTHER, RECIPES, WORK, train
 
     logging.getLogger("magi_core").setLevel(logging.INFO)
     if arguments.bidirectional:
         return run_bidirectional(arguments)
     settings = RECIPES[arguments.world]
     if arguments.start:
-        settings = replace(settings, start=arguments.start, dit=FURTHER)
+        settings = replace(settings, start=arguments.start, dit=BEHIND_ROLLOUTS if arguments.rollouts else FURTHER)
+    settings = replace(settings, rollouts=arguments.rollouts)
     settings = replace(settings, dit=sampled(lasting(settings.dit, arguments), arguments))
     train(arguments.output, settings, sheets(arguments.output, arguments.output / WORK, arguments))
     sys.stdout.write(f"{arguments.output} is a model folder: magi generate --model {arguments.output} ...\n")

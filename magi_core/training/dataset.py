@@ -82,7 +82,11 @@ def draw_sample(clips: ClipSet, layout: Layout, count: int, mix: Mix, generator:
     clean = torch.tensor(layout.clean).expand(count, chunks)
     clip = long_enough[pick(0, len(long_enough), count, 1)].expand(count, chunks).clone()
     starts = clips.lengths[clip[:, :1]] - needed + 1
-    start = pick(0, MANY, count, 1) % starts if any(layout.clean) else torch.zeros(count, 1, dtype=torch.long)
+    start = (
+        pick(0, MANY, count, 1) % starts
+        if any(layout.clean) and not layout.own
+        else torch.zeros(count, 1, dtype=torch.long)
+    )
     place = torch.tensor(layout.shown) + start
     pasted = torch.where(chance(mix.prefix, count, chunks), pick(1, 6, count, chunks), 0)
     if any(layout.clean) and layout.stagger is None:

@@ -32,6 +32,7 @@ from magi_core.training.dataset import ClipSet, Mix, draw_sample
 from magi_core.training.losses import Losses
 from magi_core.training.objective import (
     LAYOUTS,
+    ROLLOUTS,
     Layout,
     Noised,
     Sample,
@@ -116,19 +117,23 @@ def train_dit(
     keep: Keep,
     device: str = "cpu",
     initial: Mapping[str, Tensor] | None = None,
-    layouts: Mapping[str, Layout] = LAYOUTS,
+    layouts: Mapping[str, Layout] = MappingProxyType(LAYOUTS | ROLLOUTS),
+    rollouts: ClipSet | None = None,
 ) -> None:
     """Train to the end of the schedule, going on from the state in ``folder`` if there is one.
 
     initial: weights by their public names that a new run begins with, None for those of a fresh network. layouts: those that the
-    settings' batch names.
+    settings' batch names. rollouts: what is shown where a layout begins with chunks of the model's own.
     Writes ``dit.safetensors`` (the state), ``dit.jsonl`` (losses) and ``dit.png`` (the curve) to ``folder``.
     """
     state = start_dit(config, folder, settings, device, initial)
 
+    def source(layout: Layout) -> ClipSet:
+        return rollouts if layout.own and rollouts is not None else clips
+
     def draw(generator: torch.Generator) -> list[Drawn]:
         return [
-            draw_batch(clips, name, layouts[name], count, settings.mix, generator)
+            draw_batch(source(layouts[name]), name, layouts[name], count, settings.mix, generator)
             for name, count in settings.batch.items()
         ]
 

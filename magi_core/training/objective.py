@@ -47,6 +47,8 @@ class Layout:
     anchored: bool = False
     """The first chunk is an anchor (``Sampling.anchor``): shown right before the others, and from ``gap`` chunks earlier in the clip."""
     gap: int = 0
+    own: int = 0
+    """The first so many chunks are of the model's own making (``rollouts``): none of them is what it should answer."""
 
     @property
     def history(self) -> tuple[int, ...]:
@@ -92,6 +94,15 @@ def anchored(layout: Layout, gap: int) -> Layout:
     return replace(behind, anchored=True, gap=gap)
 
 
+def rollout_layout(stage: int) -> Layout:
+    """A full window behind an anchor and a clean chunk of the model's own, as far as its chunk in ``stage`` 0..3; from there on the true ones.
+
+    Of ``rollouts``' sequences it shows the first chunk and ``stage`` more than the first five.
+    """
+    layout = anchored(window_layout(1, SAMPLING.window_size, SAMPLING), gap=stage)
+    return replace(layout, own=1 + ROLLOUT_HISTORY - stage)
+
+
 def bidirectional_layout(clean: int, noisy: int) -> Layout:
     """``noisy`` chunks at one noise level behind ``clean`` clean ones, each reading all, as in models that make a video in one piece."""
     chunks = clean + noisy
@@ -100,6 +111,8 @@ def bidirectional_layout(clean: int, noisy: int) -> Layout:
 
 SAMPLING = Sampling()
 """What a chunk may read and how windows are staggered, as the released models have it and magi-nano too."""
+ROLLOUT_HISTORY = ROLLOUT_TARGETS = SAMPLING.window_size
+"""Seconds before the one that a rollout is gone on from, and true ones from there on: whatever its stage, a window is filled."""
 LAYOUTS = {
     "first": Layout((False,), (0,), ((0, 1),)),
     "next": Layout((False, True, False), (1, 0, 1), ((0, 2), (1, 2), (1, 3))),
@@ -111,6 +124,7 @@ LAYOUTS = {
     "anchored stream": anchored(window_layout(1, 4, SAMPLING), gap=1),
     "anchored far": anchored(window_layout(3, 2, SAMPLING), gap=1),
 }
+ROLLOUTS = {f"rollout {stage}": rollout_layout(stage) for stage in range(SAMPLING.window_size)}
 """The situations of the sampler: a first chunk; a chunk after a clean one (two noise levels share one clean chunk, which halves
 its cost); the window of a new video, filling and full; the same behind one clean chunk; two chunks that go on from a clip; the same
 behind an anchor, from clips of seven chunks."""
@@ -179,7 +193,8 @@ def add_noise(sample: Sample, layout: Layout, t: Tensor, generator: torch.Genera
     given = torch.arange(frames // chunks) < sample.pasted[..., None]  # [N, D, F]
     share = torch.where(clean, leaked, t)[..., None].expand(given.shape)
     mix = torch.where(given, 1.0, share).reshape(count, 1, frames, 1, 1)
-    weight = (~given & ~clean[:, None]).float().reshape(count, 1, frames, 1, 1)
+    asked = ~clean & (torch.arange(chunks) >= layout.own)
+    weight = (~given & asked[:, None]).float().reshape(count, 1, frames, 1, 1)
     return Noised(noise + mix * (sample.latents - noise), t, sample.latents - noise, weight)
 
 

@@ -18,6 +18,8 @@ from magi_core.training.objective import LAYOUTS, Layout, Noised, Sample, veloci
 
 TIMES = ((0.25, 0.6), (0.6, 0.9))
 """Between which times a clean chunk is taken back, one after the other: what it shows stays, its details are the model's."""
+ANCHORED_TIMES = ((0.12, 0.6), (0.5, 0.9))
+"""The same behind an anchor: now and then what it shows is lost as well, and is to be taken from the anchor."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +37,15 @@ class TakenBack:
 
 
 def draw_taken_back(layout: Layout, sample: Sample, share: float, generator: torch.Generator) -> TakenBack | None:
-    """About ``share`` of the sequences, None where there are none or the layout has no history."""
-    if not share or not layout.history:
+    """About ``share`` of the sequences, None where there are none, or the layout has no history, or one of the model's own already."""
+    if not share or not layout.history or layout.own:
         return None
     count, channels, frames, height, width = sample.latents.shape
     sequences = (torch.rand(count, generator=generator) < share).nonzero().squeeze(1)
     if not len(sequences):
         return None
     chunks = len(sequences) * len(layout.history)
-    low, high = torch.tensor(TIMES).unsqueeze(2).unbind(1)
+    low, high = torch.tensor(ANCHORED_TIMES if layout.anchored else TIMES).unsqueeze(2).unbind(1)
     noise = torch.randn(len(TIMES), chunks, channels, frames // len(layout.clean), height, width, generator=generator)
     return TakenBack(sequences, low + (high - low) * torch.rand(len(TIMES), chunks, generator=generator), noise)
 

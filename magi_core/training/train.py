@@ -25,7 +25,9 @@ from magi_core.run_lock import alone
 from magi_core.training.dataset import Mix
 from magi_core.training.dit import DiTSettings, train_dit
 from magi_core.training.export import bring_parts, check_other_folder, write_dit
+from magi_core.training.objective import ROLLOUTS
 from magi_core.training.origin import claim
+from magi_core.training.rollouts import make_rollouts
 from magi_core.training.shards import CHUNKS, make_shards, open_clips
 from magi_core.training.text import TextTraining, train_text
 from magi_core.training.vae import VAETraining, train_vae
@@ -54,6 +56,14 @@ class Training:
     dit: DiTSettings = DiTSettings(steps=4350)
     start: str | Path | None = None
     """A model of the same sizes to go on from: its text encoder, VAE and special tokens as they are, its transformer to begin with."""
+    rollouts: int = 0
+    """Long videos that the model gone on from makes first; training then shows how their seconds should have gone on (``rollouts``)."""
+
+    def __post_init__(self) -> None:
+        if self.rollouts < 0:
+            raise MagiError(f"rollouts is {self.rollouts}; it must be 0, for none, or more")
+        if self.rollouts and self.start is None:
+            raise MagiError("rollouts are videos of a model that is gone on from; give start, or none")
 
 
 RECIPES: Mapping[str, Training] = {
@@ -85,6 +95,24 @@ RECIPES: Mapping[str, Training] = {
 """How a model of each world is made: magi-nano, magi-nano-full."""
 FURTHER = DiTSettings(steps=3000, seed=1, muon_lr=0.012, adamw_lr=9e-4, decay_share=0.8)
 """For a transformer that has learnt already, as that of ``Training.start``; another seed, so that it is not shown the same draws again."""
+
+BEHIND_ROLLOUTS = replace(
+    FURTHER,
+    batch={
+        "first": 20,
+        "anchored stream": 3,
+        "next": 6,
+        **dict.fromkeys(ROLLOUTS, 2),
+        "start": 4,
+        "anchored far": 2,
+        "behind": 2,
+        "stream": 1,
+        "far": 1,
+        "pair": 2,
+    },
+    mix=Mix(own_history=0.5),
+)
+"""The same with the rollouts of ``Training.rollouts``, for clips of seven chunks."""
 
 
 def train(out: Path, settings: Training = Training(), watch: Callable[[int], None] | None = None) -> None:
@@ -120,7 +148,16 @@ def _train(
         train_vae(out / "vae", work, settings.vae)
     parts = Parts(CheckpointFiles("nano", config, None, out / "vae", out / "t5", out / "special_tokens.npz"))
     make_shards(work / "clips", parts.vae, settings.world, settings.clips, settings.seed, settings.chunks)
-    clips = open_clips(work / "clips", parts)
+    clips, rollouts = open_clips(work / "clips", parts), None
+    if settings.start is not None and settings.rollouts:
+        make_rollouts(
+            work / "rollouts",
+            Parts(find_checkpoint(settings.start)),
+            settings.world,
+            settings.rollouts,
+            settings.dit.seed,
+        )
+        rollouts = open_clips(work / "rollouts", parts)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def keep(weights: Mapping[str, Tensor], step: int) -> None:
@@ -128,7 +165,8 @@ def _train(
         if watch is not None:
             watch(step)
 
-    train_dit(NANO.dit, clips, work, settings.dit, keep, device, None if initial is None else initial.state_dict())
+    weights = None if initial is None else initial.state_dict()
+    train_dit(NANO.dit, clips, work, settings.dit, keep, device, weights, rollouts=rollouts)
 
 
 def find_start(source: str | Path, out: Path) -> CheckpointFiles:
