@@ -66,15 +66,16 @@ def lasting(settings: DiTSettings, arguments: argparse.Namespace) -> DiTSettings
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    from magi_core.training.train import BEHIND_ROLLOUTS, FURTHER, RECIPES, WORK, train
+    from magi_core.training.train import RECIPES, WORK, gone_on, train
 
     logging.getLogger("magi_core").setLevel(logging.INFO)
     if arguments.bidirectional:
         return run_bidirectional(arguments)
     settings = RECIPES[arguments.world]
     if arguments.start:
-        settings = replace(settings, start=arguments.start, dit=BEHIND_ROLLOUTS if arguments.rollouts else FURTHER)
-    settings = replace(settings, rollouts=arguments.rollouts)
+        settings = gone_on(settings, arguments.start, arguments.rollouts)
+    elif arguments.rollouts:
+        raise MagiError("--rollouts are videos of the model that is gone on from; give it, say --start nano-full")
     settings = replace(settings, dit=sampled(lasting(settings.dit, arguments), arguments))
     train(arguments.output, settings, sheets(arguments.output, arguments.output / WORK, arguments))
     sys.stdout.write(f"{arguments.output} is a model folder: magi generate --model {arguments.output} ...\n")
@@ -86,6 +87,10 @@ def run_bidirectional(arguments: argparse.Namespace) -> int:
 
     if not arguments.start:
         raise MagiError("--bidirectional needs the model that it is a variant of: --start nano")
+    if arguments.rollouts:
+        raise MagiError(
+            "--rollouts teach models that make one second after the other; leave them or --bidirectional out"
+        )
     if arguments.sample or arguments.sample_steps is not None:
         raise MagiError("--sample and --sample-steps show model folders; --bidirectional makes none, so leave them out")
     settings = Bidirectional(world=arguments.world)

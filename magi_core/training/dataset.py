@@ -63,7 +63,7 @@ class Mix:
 def draw_sample(clips: ClipSet, layout: Layout, count: int, mix: Mix, generator: torch.Generator) -> Sample:
     """Draw ``count`` sequences of a layout; equal generators give equal samples.
 
-    A sequence that begins with a noisy chunk begins where its clip does, any other one anywhere. Raises MagiError when no clip is long
+    A sequence that begins with a noisy chunk or goes on from the model's own begins where its clip does, any other one anywhere. Raises MagiError when no clip is long
     enough for the layout.
     """
     chunks, needed = len(layout.places), 1 + max(layout.shown)
@@ -82,11 +82,8 @@ def draw_sample(clips: ClipSet, layout: Layout, count: int, mix: Mix, generator:
     clean = torch.tensor(layout.clean).expand(count, chunks)
     clip = long_enough[pick(0, len(long_enough), count, 1)].expand(count, chunks).clone()
     starts = clips.lengths[clip[:, :1]] - needed + 1
-    start = (
-        pick(0, MANY, count, 1) % starts
-        if any(layout.clean) and not layout.own
-        else torch.zeros(count, 1, dtype=torch.long)
-    )
+    anywhere = any(layout.clean) and not layout.own
+    start = pick(0, MANY, count, 1) % starts if anywhere else torch.zeros(count, 1, dtype=torch.long)
     place = torch.tensor(layout.shown) + start
     pasted = torch.where(chance(mix.prefix, count, chunks), pick(1, 6, count, chunks), 0)
     if any(layout.clean) and layout.stagger is None:

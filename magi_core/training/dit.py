@@ -123,12 +123,15 @@ def train_dit(
     """Train to the end of the schedule, going on from the state in ``folder`` if there is one.
 
     initial: weights by their public names that a new run begins with, None for those of a fresh network. layouts: those that the
-    settings' batch names. rollouts: what is shown where a layout begins with chunks of the model's own.
+    settings' batch names. rollouts: what is shown where a layout begins with chunks of the model's own; MagiError
+    where there are none.
     Writes ``dit.safetensors`` (the state), ``dit.jsonl`` (losses) and ``dit.png`` (the curve) to ``folder``.
     """
     state = start_dit(config, folder, settings, device, initial)
 
     def source(layout: Layout) -> ClipSet:
+        if layout.own and rollouts is None:
+            raise MagiError("a batch that goes on from the model's own seconds needs rollouts, and none were given")
         return rollouts if layout.own and rollouts is not None else clips
 
     def draw(generator: torch.Generator) -> list[Drawn]:

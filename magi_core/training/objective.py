@@ -124,10 +124,11 @@ LAYOUTS = {
     "anchored stream": anchored(window_layout(1, 4, SAMPLING), gap=1),
     "anchored far": anchored(window_layout(3, 2, SAMPLING), gap=1),
 }
-ROLLOUTS = {f"rollout {stage}": rollout_layout(stage) for stage in range(SAMPLING.window_size)}
 """The situations of the sampler: a first chunk; a chunk after a clean one (two noise levels share one clean chunk, which halves
 its cost); the window of a new video, filling and full; the same behind one clean chunk; two chunks that go on from a clip; the same
 behind an anchor, from clips of seven chunks."""
+ROLLOUTS = {f"rollout {stage}": rollout_layout(stage) for stage in range(SAMPLING.window_size)}
+"""A window that goes on from the model's own seconds, by the stage of its first true chunk (``rollouts``)."""
 
 
 @dataclass(frozen=True)

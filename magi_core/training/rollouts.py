@@ -10,7 +10,6 @@ the target. So is a second behind a fall, whose speed the frames do not tell the
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -19,27 +18,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from magi_core.checkpoint.find import CheckpointFiles
 from magi_core.denoise.storage import fingerprint
 from magi_core.errors import MagiError
 from magi_core.evaluation.measures import is_whole, measure_chunk
 from magi_core.evaluation.tracker import Track, track
-from magi_core.files import atomic_write
 from magi_core.making import Making
 from magi_core.parts import Parts
 from magi_core.plan import plan
 from magi_core.storyboard import Shot, Storyboard
 from magi_core.training.objective import ROLLOUT_HISTORY, ROLLOUT_TARGETS
 from magi_core.training.practice import PRACTICE
-from magi_core.training.shards import WORDINGS, check_origin, encode_windows, origin, put_into_words
+from magi_core.training.shards import WORDINGS, encode_windows, missing_shards, origin, put_into_words, save_shard
 from magi_core.vae import frames_to_video
 from magi_core.vae.chunks import decode_frames
 from magi_core.worlds.clips import CHUNK_FRAMES, WORLDS, Clip, Phase, render, sample_clip
 
 SHARD = 20
+"""Rollouts whose sequences make a file."""
 SECONDS = 20
+"""Of a rollout."""
 EVERY = 2
 """Of so many seconds one is gone on from; those between look nearly the same."""
 HEADING_FRAMES = 3
@@ -123,19 +123,20 @@ def sequences(magi: Parts, rollout: Rollout) -> Iterator[tuple[Tensor, list[list
 def make_rollouts(folder: Path, magi: Parts, world: str, videos: int, seed: int) -> None:
     """Make and write the shards of ``videos`` rollouts that ``folder`` does not hold yet.
 
-    Raises MagiError for a model whose videos have no anchor, for one that does nothing yet of what it is asked, and where the folder
-    holds others.
+    Raises MagiError for a model that does nothing yet of what it is asked, and where the folder holds others.
     """
-    if not magi.config.sampling.anchor:
+    for path, indices in missing_shards(folder, videos, SHARD, lambda count: made_from(magi, world, count, seed)):
+        write_rollouts(path, magi, world, indices, seed)
+        log.info("rollouts: %d of %d", indices.stop, videos)
+
+
+def check_anchor(files: CheckpointFiles) -> None:
+    """Raise MagiError for a model whose videos have no anchor, which is what a rollout's seconds are mended after."""
+    if not files.config.sampling.anchor:
         raise MagiError(
-            f"{magi.files.name}'s videos have no anchor; a rollout's seconds are mended after one (runtime_config.anchor)"
+            f"{files.name}'s videos have no anchor (runtime_config.anchor), and rollouts are mended after one; "
+            "go on from a model that has it, say nano-full, or leave the rollouts out"
         )
-    for first in range(0, videos, SHARD):
-        path, indices = folder / f"clips-{first:06d}.safetensors", range(first, min(first + SHARD, videos))
-        if path.exists():
-            check_origin(path, made_from(magi, world, len(indices), seed))
-        else:
-            write_rollouts(path, magi, world, indices, seed)
 
 
 def made_from(magi: Parts, world: str, videos: int, seed: int) -> dict[str, str]:
@@ -158,9 +159,5 @@ def write_rollouts(path: Path, magi: Parts, world: str, indices: Sequence[int], 
         raise MagiError(
             f"none of {len(indices)} videos of {magi.files.name} begins as it was asked; train it longer before it is shown its own"
         )
-    log.info("rollouts %d to %d: %d sequences", indices[0], indices[-1], len(latents))
-    metadata = {"captions": json.dumps(wordings), **made_from(magi, world, len(indices), seed)}
-    with atomic_write(path) as temporary:
-        save_file(
-            {"latents": torch.stack(latents), "image": torch.zeros(len(latents), dtype=torch.bool)}, temporary, metadata
-        )
+    images = [False] * len(latents)
+    save_shard(path, torch.stack(latents), images, wordings, made_from(magi, world, len(indices), seed))

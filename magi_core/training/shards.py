@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,13 +47,24 @@ def make_shards(folder: Path, vae: ViTVAE, world: str, clips: int, seed: int, ch
 
     Raises MagiError where it holds clips of another world, seed, VAE, number, length or practice.
     """
-    for first in range(0, clips, SHARD):
-        path, indices = folder / f"clips-{first:06d}.safetensors", range(first, min(first + SHARD, clips))
+    for path, indices in missing_shards(folder, clips, SHARD, lambda count: origin(vae, world, count, seed, chunks)):
+        write_shard(path, vae, world, indices, seed, chunks)
+        log.info("data: clips %d of %d", indices.stop, clips)
+
+
+def missing_shards(
+    folder: Path, clips: int, size: int, made_from: Callable[[int], Mapping[str, str]]
+) -> Iterator[tuple[Path, range]]:
+    """File and clips of every shard of ``size`` clips that ``folder`` does not hold yet.
+
+    made_from: what a shard of so many clips says in its metadata; raises MagiError where one that is there says something else.
+    """
+    for first in range(0, clips, size):
+        path, indices = folder / f"clips-{first:06d}.safetensors", range(first, min(first + size, clips))
         if path.exists():
-            check_origin(path, origin(vae, world, len(indices), seed, chunks))
+            check_origin(path, made_from(len(indices)))
         else:
-            write_shard(path, vae, world, indices, seed, chunks)
-            log.info("data: clips %d of %d", indices.stop, clips)
+            yield path, indices
 
 
 def origin(vae: ViTVAE, world: str, clips: int, seed: int, chunks: int) -> dict[str, str]:
@@ -108,10 +119,20 @@ def write_shard(path: Path, vae: ViTVAE, world: str, indices: Sequence[int], see
             wordings.append([put_into_words(clip, practice, rng) for _ in range(WORDINGS)])
             images.append(clip.hold > 0)
         latents.append(encode_windows(vae, torch.cat(videos)).half())
-    stacked = torch.cat(latents)
-    metadata = {"captions": json.dumps(wordings), **origin(vae, world, len(indices), seed, chunks)}
+    save_shard(path, torch.cat(latents), images, wordings, origin(vae, world, len(indices), seed, chunks))
+
+
+def save_shard(
+    path: Path,
+    latents: Tensor,
+    images: Sequence[bool],
+    wordings: Sequence[Sequence[Sequence[str]]],
+    made_from: Mapping[str, str],
+) -> None:
+    """Write what ``open_clips`` reads: of every clip latents [n, chunks, C, F, h, w], whether it begins with an image, and captions by wording and chunk."""
     with atomic_write(path) as temporary:
-        save_file({"latents": stacked, "image": torch.tensor(images)}, temporary, metadata)
+        metadata = {"captions": json.dumps(wordings), **made_from}
+        save_file({"latents": latents, "image": torch.tensor(images)}, temporary, metadata)
 
 
 def put_into_words(clip: Clip, practice: Practice, rng: np.random.Generator) -> list[str]:

@@ -1,4 +1,4 @@
-"""``magi train``: magi-nano from nothing, in five stages: text encoder, VAE, clips as latents, DiT, export.
+"""``magi train``: magi-nano from nothing, in five stages: text encoder, VAE, clips as latents, DiT, export; going on from a model, its rollouts before the clips.
 
 A stage whose result is there already is skipped and an unfinished one goes on, so the same call starts, resumes and finishes a run.
 """
@@ -27,7 +27,7 @@ from magi_core.training.dit import DiTSettings, train_dit
 from magi_core.training.export import bring_parts, check_other_folder, write_dit
 from magi_core.training.objective import ROLLOUTS
 from magi_core.training.origin import claim
-from magi_core.training.rollouts import make_rollouts
+from magi_core.training.rollouts import check_anchor, make_rollouts
 from magi_core.training.shards import CHUNKS, make_shards, open_clips
 from magi_core.training.text import TextTraining, train_text
 from magi_core.training.vae import VAETraining, train_vae
@@ -112,7 +112,15 @@ BEHIND_ROLLOUTS = replace(
     },
     mix=Mix(own_history=0.5),
 )
-"""The same with the rollouts of ``Training.rollouts``, for clips of seven chunks."""
+"""The same with the rollouts of ``Training.rollouts``, for clips as long as those of magi-nano-full."""
+
+
+def gone_on(recipe: Training, start: str | Path, rollouts: int = 0) -> Training:
+    """A recipe for a model that goes on from ``start``, with so many of that one's own long videos."""
+    if not rollouts:
+        return replace(recipe, start=start, dit=FURTHER)
+    chunks = max(recipe.chunks, RECIPES["full"].chunks)
+    return replace(recipe, start=start, dit=BEHIND_ROLLOUTS, rollouts=rollouts, chunks=chunks)
 
 
 def train(out: Path, settings: Training = Training(), watch: Callable[[int], None] | None = None) -> None:
@@ -125,7 +133,10 @@ def train(out: Path, settings: Training = Training(), watch: Callable[[int], Non
     start = None if settings.start is None else find_start(settings.start, out)
     initial = None if start is None else load_dit(start, dtype=torch.float32)
     begun_with = "nothing" if initial is None else fingerprint(initial)
-    claim(out, out / WORK, {"command": "train", "world": settings.world, "start": begun_with})
+    if start is not None and settings.rollouts:
+        check_anchor(start)
+    command = f"train with {settings.rollouts} rollouts" if settings.rollouts else "train"
+    claim(out, out / WORK, {"command": command, "world": settings.world, "start": begun_with})
     with alone(out / WORK):
         _train(out, settings, start, initial, watch)
 
@@ -147,17 +158,12 @@ def _train(
         work.mkdir(parents=True, exist_ok=True)
         train_vae(out / "vae", work, settings.vae)
     parts = Parts(CheckpointFiles("nano", config, None, out / "vae", out / "t5", out / "special_tokens.npz"))
-    make_shards(work / "clips", parts.vae, settings.world, settings.clips, settings.seed, settings.chunks)
-    clips, rollouts = open_clips(work / "clips", parts), None
-    if settings.start is not None and settings.rollouts:
-        make_rollouts(
-            work / "rollouts",
-            Parts(find_checkpoint(settings.start)),
-            settings.world,
-            settings.rollouts,
-            settings.dit.seed,
-        )
+    rollouts = None
+    if start is not None and settings.rollouts:
+        make_rollouts(work / "rollouts", Parts(start), settings.world, settings.rollouts, settings.dit.seed)
         rollouts = open_clips(work / "rollouts", parts)
+    make_shards(work / "clips", parts.vae, settings.world, settings.clips, settings.seed, settings.chunks)
+    clips = open_clips(work / "clips", parts)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def keep(weights: Mapping[str, Tensor], step: int) -> None:

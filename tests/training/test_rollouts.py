@@ -11,17 +11,20 @@ import torch
 
 import magi_core
 from magi_core.checkpoint.find import find_checkpoint
+from magi_core.cli import main
 from magi_core.errors import MagiError
 from magi_core.evaluation.tracker import track
 from magi_core.parts import Parts
 from magi_core.training import rollouts
 from magi_core.training.dataset import ClipSet, Mix, draw_sample
 from magi_core.training.dit import DiTSettings, draw_batch
-from magi_core.training.objective import ROLLOUT_HISTORY, ROLLOUTS, draw_times, schedule_time
+from magi_core.training.objective import LAYOUTS, ROLLOUT_HISTORY, ROLLOUTS, draw_times, schedule_time
 from magi_core.training.rollouts import Rollout, continued, is_what_was_asked, make_rollouts, make_video
-from magi_core.training.train import Training, train
+from magi_core.training.train import RECIPES, Training, gone_on, train
 from magi_core.worlds.clips import CHUNK_FRAMES, Clip, Phase, render, simulate
 from tests.training.test_objective import random_clips
+
+pytest.importorskip("cv2", reason="OpenCV is not installed; pip install 'comfyui-magi[evaluation]'")
 
 STORY = Clip("square", 9.0, 0.7, "black", (30.0, 24.0), (Phase("red", "left"), *(Phase("red", "right"),) * 8))
 
@@ -94,10 +97,32 @@ def test_a_model_makes_its_rollouts_and_goes_on_from_them(tmp_path: Path, monkey
     assert shard.read_bytes() == before
     with pytest.raises(MagiError, match="another seed"):
         make_rollouts(shard.parent, magi, "full", 3, dit.seed + 1)
-    with pytest.raises(MagiError, match="no anchor"):
-        make_rollouts(tmp_path / "none", Parts(find_checkpoint("nano")), "full", 3, 0)
+    with pytest.raises(MagiError, match="begun with command train with 3 rollouts instead of train"):
+        train(tmp_path, replace(settings, rollouts=0))
+
+
+def test_what_cannot_be_is_refused_before_anything_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["train", "-o", str(tmp_path / "out"), "--rollouts"]
+    for said, words in (
+        (["5"], "--start nano-full"),
+        (["5", "--start", "nano"], "no anchor"),
+        (["-1", "--start", "nano-full"], "rollouts is -1"),
+        (["5", "--start", "nano-full", "--bidirectional"], "leave them or --bidirectional out"),
+    ):
+        assert main([*asked, *said]) != 0
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
     with pytest.raises(MagiError, match="give start"):
-        replace(settings, start=None)
+        Training(rollouts=1)
+    with pytest.raises(MagiError, match="needs rollouts"):
+        train(tmp_path, Training(clips=2, start="nano", dit=DiTSettings(steps=1, batch={"rollout 0": 1})))
+
+
+@pytest.mark.parametrize("world", RECIPES)
+def test_the_clips_of_every_recipe_are_long_enough_behind_rollouts(world: str) -> None:
+    settings = gone_on(RECIPES[world], "nano-full", rollouts=5)
+    shown = [max(LAYOUTS[name].shown) for name in settings.dit.batch if name in LAYOUTS]
+    assert settings.chunks > max(shown) and settings.rollouts == 5 and ROLLOUTS.keys() <= settings.dit.batch.keys()
 
 
 def test_a_rollout_is_the_video_that_generate_makes() -> None:
