@@ -42,6 +42,13 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="with --start, for a model with an anchor: it makes N videos of 20 s first, and is shown how their seconds should have gone on",
     )
     train.add_argument(
+        "--blend",
+        type=float,
+        metavar="SHARE",
+        help="with --start: so much of the model is what this run learnt, the rest what it began with, above 0 and at most 1 "
+        "(default: 0.5 with --rollouts, else 1)",
+    )
+    train.add_argument(
         "--bidirectional",
         action="store_true",
         help="make the variant of --start that magi physics-worlds --bidirectional compares it with",
@@ -76,6 +83,8 @@ def run_train(arguments: argparse.Namespace) -> int:
         settings = gone_on(settings, arguments.start, arguments.rollouts)
     elif arguments.rollouts:
         raise MagiError("--rollouts are videos of the model that is gone on from; give it, say --start nano-full")
+    if arguments.blend is not None:
+        settings = replace(settings, blend=arguments.blend)
     settings = replace(settings, dit=sampled(lasting(settings.dit, arguments), arguments))
     train(arguments.output, settings, sheets(arguments.output, arguments.output / WORK, arguments))
     sys.stdout.write(f"{arguments.output} is a model folder: magi generate --model {arguments.output} ...\n")
@@ -90,6 +99,10 @@ def run_bidirectional(arguments: argparse.Namespace) -> int:
     if arguments.rollouts:
         raise MagiError(
             "--rollouts teach models that make one second after the other; leave them or --bidirectional out"
+        )
+    if arguments.blend is not None:
+        raise MagiError(
+            "--blend is between two models of one kind, and the variant is of another; leave it or --bidirectional out"
         )
     if arguments.sample or arguments.sample_steps is not None:
         raise MagiError("--sample and --sample-steps show model folders; --bidirectional makes none, so leave them out")

@@ -1,4 +1,4 @@
-"""What training shows of a world: hard motions more often than they happen, and captions that leave out what can be seen.
+"""What training shows of a world: hard motions and looks more often than they happen, and captions that leave out what can be seen.
 
 A model that is always told what it could have read from the seconds before does not learn to read them: it keeps no shape that the
 prompt does not name, and no velocity that it does not tell.
@@ -36,6 +36,9 @@ PRACTICE: Mapping[str, Practice] = MappingProxyType(
         "full": Practice(
             replace(
                 emphasised(FULL, {"bounce": 3.5, "fall": 1.5, "still": 1.5}),
+                # Circles and stars turn into squares in long videos, and the middle size, which has no word, grows.
+                shapes=(*FULL.shapes, "circle", "star"),
+                radii=(*FULL.radii, 9.0),
                 colour_change=0.30,
                 motion_change=0.35,
                 image_share=0.30,

@@ -58,8 +58,17 @@ class Training:
     """A model of the same sizes to go on from: its text encoder, VAE and special tokens as they are, its transformer to begin with."""
     rollouts: int = 0
     """Long videos that the model gone on from makes first; training then shows how their seconds should have gone on (``rollouts``)."""
+    blend: float = 1.0
+    """So much of the weights that are handed out is what the run learnt, the rest what it began with: a model that goes on with something new
+    keeps most of what it knew in their mean (Wortsman et al. 2022, arXiv 2109.01903)."""
 
     def __post_init__(self) -> None:
+        if not 0 < self.blend <= 1:
+            raise MagiError(
+                f"blend is {self.blend}; it must be above 0, the model gone on from alone, and at most 1, the run's weights alone"
+            )
+        if self.blend < 1 and self.start is None:
+            raise MagiError("a blend is with the weights of a model that is gone on from; give start, or leave it at 1")
         if self.rollouts < 0:
             raise MagiError(f"rollouts is {self.rollouts}; it must be 0, for none, or more")
         if self.rollouts and self.start is None:
@@ -98,6 +107,8 @@ FURTHER = DiTSettings(steps=3000, seed=1, muon_lr=0.012, adamw_lr=9e-4, decay_sh
 
 BEHIND_ROLLOUTS = replace(
     FURTHER,
+    muon_lr=0.009,
+    adamw_lr=7e-4,
     batch={
         "first": 20,
         "anchored stream": 3,
@@ -115,12 +126,16 @@ BEHIND_ROLLOUTS = replace(
 """The same with the rollouts of ``Training.rollouts``, for clips as long as those of magi-nano-full."""
 
 
+ROLLOUTS_BLEND = 0.5
+"""``Training.blend`` behind rollouts, whose targets are few and alike."""
+
+
 def gone_on(recipe: Training, start: str | Path, rollouts: int = 0) -> Training:
     """A recipe for a model that goes on from ``start``, with so many of that one's own long videos."""
     if not rollouts:
         return replace(recipe, start=start, dit=FURTHER)
     chunks = max(recipe.chunks, RECIPES["full"].chunks)
-    return replace(recipe, start=start, dit=BEHIND_ROLLOUTS, rollouts=rollouts, chunks=chunks)
+    return replace(recipe, start=start, dit=BEHIND_ROLLOUTS, rollouts=rollouts, chunks=chunks, blend=ROLLOUTS_BLEND)
 
 
 def train(out: Path, settings: Training = Training(), watch: Callable[[int], None] | None = None) -> None:
@@ -166,13 +181,20 @@ def _train(
     clips = open_clips(work / "clips", parts)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    def keep(weights: Mapping[str, Tensor], step: int) -> None:
-        write_dit({name: value.to(torch.float16) for name, value in weights.items()}, config, out)
+    weights = None if initial is None else initial.state_dict()
+
+    def keep(learnt: Mapping[str, Tensor], step: int) -> None:
+        mixed = learnt if weights is None else blended(weights, learnt, settings.blend)
+        write_dit({name: value.to(torch.float16) for name, value in mixed.items()}, config, out)
         if watch is not None:
             watch(step)
 
-    weights = None if initial is None else initial.state_dict()
     train_dit(NANO.dit, clips, work, settings.dit, keep, device, weights, rollouts=rollouts)
+
+
+def blended(begun: Mapping[str, Tensor], learnt: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Weights of which ``share`` 0..1 is ``learnt`` and the rest ``begun``; both by the same names."""
+    return {name: torch.lerp(begun[name].to(value), value, share) for name, value in learnt.items()}
 
 
 def find_start(source: str | Path, out: Path) -> CheckpointFiles:

@@ -108,6 +108,7 @@ def test_what_cannot_be_is_refused_before_anything_is_made(tmp_path: Path, capsy
         (["5", "--start", "nano"], "no anchor"),
         (["-1", "--start", "nano-full"], "rollouts is -1"),
         (["5", "--start", "nano-full", "--bidirectional"], "leave them or --bidirectional out"),
+        (["0", "--start", "nano-full", "--bidirectional", "--blend", "0.5"], "leave it or --bidirectional out"),
     ):
         assert main([*asked, *said]) != 0
         assert words in capsys.readouterr().err

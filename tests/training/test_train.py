@@ -69,6 +69,24 @@ def test_training_goes_on_from_a_model(tmp_path: Path) -> None:
         train(tmp_path, replace(SMALLEST, start=tmp_path))
 
 
+def test_a_blend_is_between_what_a_run_began_with_and_what_it_learnt(tmp_path: Path) -> None:
+    settings = replace(SMALLEST, start="nano", dit=replace(SMALLEST.dit, warmup_steps=1), blend=0.25)
+    train(tmp_path, settings)
+    weights = tmp_path / "inference_weight" / "model.safetensors"
+    began, mixed = load_file(SHIPPED / "inference_weight" / "model.safetensors"), load_file(weights)
+    train(tmp_path, replace(settings, blend=1.0))  # a finished run hands out what is asked for now
+    learnt = load_file(weights)
+    assert any((learnt[name] - tensor).abs().max() > 1e-3 for name, tensor in began.items())
+    for name, tensor in began.items():
+        wanted = 0.75 * tensor.float() + 0.25 * learnt[name].float()
+        torch.testing.assert_close(mixed[name].float(), wanted, atol=1e-3, rtol=2e-3)
+    for share, words in ((0.0, "blend is 0"), (1.5, "at most 1"), (float("nan"), "blend is nan")):
+        with pytest.raises(MagiError, match=words):
+            replace(settings, blend=share)
+    with pytest.raises(MagiError, match="give start"):
+        replace(SMALLEST, blend=0.5)
+
+
 def test_equal_seeds_give_equal_clips_and_others_do_not(tmp_path: Path) -> None:
     torch.manual_seed(0)
     vae = ViTVAE(NANO_VAE).eval()
@@ -126,9 +144,12 @@ def test_clips_made_from_something_else_are_refused_before_anything_is_learnt(
 def test_the_command_trains_each_world_by_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Training] = []
     monkeypatch.setattr("magi_core.training.train.train", lambda out, settings, watch: made.append(settings))
-    for words in ([], ["--world", "full"], ["--world", "full", "--start", "nano", "--steps", "7"]):
+    go_on = ["--world", "full", "--start", "nano", "--steps", "7"]
+    for words in ([], ["--world", "full"], go_on, [*go_on, "--blend", "0.7"], [*go_on, "--rollouts", "3"]):
         assert main(["train", "-o", str(tmp_path), *words]) == 0
-    small, full, further = made
+    small, full, further, mixed, mended = made
+    assert [settings.blend for settings in made] == [1, 1, 1, 0.7, 0.5]
+    assert replace(mixed, blend=1.0) == further and mended.rollouts == 3
     assert (small.world, small.clips, small.dit.steps) == ("narrow", 12_000, 4350)
     assert (full.world, full.clips, full.dit.steps) == ("full", 16_000, 18_000)
     assert (full.text.steps, full.vae.steps, full.vae.full_world) == (600, 2000, 0.9)
