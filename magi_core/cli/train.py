@@ -46,7 +46,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=float,
         metavar="SHARE",
         help="with --start: so much of the model is what this run learnt, the rest what it began with, above 0 and at most 1 "
-        "(default: 0.5 with --rollouts, else 1)",
+        "(default: 0.75 with --rollouts, else 1)",
     )
     train.add_argument(
         "--bidirectional",

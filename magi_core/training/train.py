@@ -126,7 +126,7 @@ BEHIND_ROLLOUTS = replace(
 """The same with the rollouts of ``Training.rollouts``, for clips as long as those of magi-nano-full."""
 
 
-ROLLOUTS_BLEND = 0.5
+ROLLOUTS_BLEND = 0.75
 """``Training.blend`` behind rollouts, whose targets are few and alike."""
 
 

@@ -148,7 +148,7 @@ def test_the_command_trains_each_world_by_its_recipe(tmp_path: Path, monkeypatch
     for words in ([], ["--world", "full"], go_on, [*go_on, "--blend", "0.7"], [*go_on, "--rollouts", "3"]):
         assert main(["train", "-o", str(tmp_path), *words]) == 0
     small, full, further, mixed, mended = made
-    assert [settings.blend for settings in made] == [1, 1, 1, 0.7, 0.5]
+    assert [settings.blend for settings in made] == [1, 1, 1, 0.7, 0.75]
     assert replace(mixed, blend=1.0) == further and mended.rollouts == 3
     assert (small.world, small.clips, small.dit.steps) == ("narrow", 12_000, 4350)
     assert (full.world, full.clips, full.dit.steps) == ("full", 16_000, 18_000)
