@@ -24,7 +24,7 @@ def test_magi_nano_does_as_told(name: str, world: str) -> None:
     wanted = replace(PRESETS["nano"], load=".", vae_pretrained="vae", t5_pretrained="t5")
     assert replace(magi.config, sampling=wanted.sampling) == wanted
     assert magi.config.sampling == RECIPES[world].sampling
-    settings = ScoreSettings(world=world, count=6, samples=0)
+    settings = ScoreSettings(world=world, count=12, samples=0)
     scores = score(generator_of(magi, magi.config.sampling), settings)
     for row in scores.shares:
         assert min(row.colour.value, row.shape.value, row.direction.value) >= 0.6, row
