@@ -69,12 +69,22 @@ def open_gguf(path: Path) -> dict[str, GgufTensor]:
         from gguf import GGUFReader
     except ImportError as error:
         raise missing_extra("gguf", "gguf", f"reading {path}") from error
+
+    class Bounded(GGUFReader):  # type: ignore[misc]
+        """Refuses what lies behind the file's end, where the package reads nothing, for as many times as a damaged length says."""
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, *order: Any, **named: Any) -> Any:
+            end = int(offset) + np.dtype(dtype).itemsize * int(count)
+            if end > len(self.data):
+                raise ValueError(f"it needs {end} bytes and has {len(self.data)}")
+            return super()._get(offset, dtype, count, *order, **named)
+
     try:
         return {
             _name(tensor.name): GgufTensor(
                 tuple(int(side) for side in reversed(tensor.shape)), tensor.tensor_type.name, tensor.data, path
             )
-            for tensor in GGUFReader(path).tensors
+            for tensor in Bounded(path).tensors
         }
     except (OSError, ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError) as error:
         raise MagiError(f"cannot read the text encoder's weights {path}: {error}. Fetch the file again") from error

@@ -100,6 +100,21 @@ def test_a_damaged_file_is_refused_or_read(
         assert "t5.gguf" in str(error)
 
 
+def test_a_damaged_length_is_refused_and_not_counted_to(tmp_path: Path) -> None:
+    gguf, path = pytest.importorskip("gguf"), tmp_path / "t5.gguf"
+    writer = gguf.GGUFWriter(path, "t5encoder")
+    writer.add_array("tokens", [7, 8, 9])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    content, length = path.read_bytes(), (3).to_bytes(8, "little")
+    at = content.index(length, content.index(b"tokens"))
+    path.write_bytes(content[:at] + (1 << 56).to_bytes(8, "little") + content[at + 8 :])
+    with pytest.raises(MagiError, match=r"it needs \d+ bytes and has .*Fetch the file again"):
+        open_gguf(path)
+
+
 def test_a_file_that_is_cut_is_refused(whole: Path, tmp_path: Path) -> None:
     path = tmp_path / "t5.gguf"
     for length in (0, 3, 100, 5000, whole.stat().st_size - 1):
