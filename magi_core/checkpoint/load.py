@@ -30,12 +30,12 @@ from magi_core.model.layers import keep_layers
 from magi_core.model.linear import Operations, managed, swap_linears
 from magi_core.model.origin import origin, sample
 
-ALIGNMENT = 16
-"""Bytes. On a CPU, products of few rows round differently where weights do not begin at a multiple, as in some files; copies do."""
 logger = logging.getLogger(__name__)
 
 SMALL = 1 << 20
 """Tensors up to this many values are checked for NaN on every load (all norms, biases, scales); the rest by ``check --deep``."""
+ALIGNMENT = 16
+"""Bytes. On a CPU, products of few rows round differently where weights do not begin at a multiple, as in some files; copies do."""
 
 
 def load_dit(

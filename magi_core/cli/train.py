@@ -84,6 +84,8 @@ def run_train(arguments: argparse.Namespace) -> int:
     elif arguments.rollouts:
         raise MagiError("--rollouts are videos of the model that is gone on from; give it, say --start nano-full")
     if arguments.blend is not None:
+        if not arguments.start:
+            raise MagiError("--blend is with the model that is gone on from; give it, say --start nano-full")
         settings = replace(settings, blend=arguments.blend)
     settings = replace(settings, dit=sampled(lasting(settings.dit, arguments), arguments))
     train(arguments.output, settings, sheets(arguments.output, arguments.output / WORK, arguments))

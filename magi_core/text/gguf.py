@@ -86,7 +86,7 @@ def open_gguf(path: Path) -> dict[str, GgufTensor]:
             )
             for tensor in Bounded(path).tensors
         }
-    except (OSError, ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError, RecursionError) as error:
         raise MagiError(f"cannot read the text encoder's weights {path}: {error}. Fetch the file again") from error
 
 

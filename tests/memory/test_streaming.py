@@ -127,6 +127,16 @@ def test_a_hosts_layers_do_all_products(weights: Path, dtype: torch.dtype) -> No
     assert len(Managed.Linear.seen) == 2 * sum(isinstance(m, nn.Linear) for m in plain.modules())
 
 
+@pytest.mark.parametrize("padding", [0, 8])
+def test_weights_begin_where_products_are_exact_wherever_a_file_has_them(tmp_path: Path, padding: int) -> None:
+    state = MagiDiT(FOUR).state_dict()
+    save_file(state, tmp_path / "model.safetensors", {"padding": "x" * padding})
+    for options in ({}, {"operations": Managed}):
+        model = load_dit(tmp_path, FOUR, **options)
+        assert not [name for name, weight in model.state_dict().items() if weight.data_ptr() % 16]
+    assert all(torch.equal(weight, state[name]) for name, weight in load_dit(tmp_path, FOUR).state_dict().items())
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_passes_over_a_small_window_share_every_layers_way(
     weights: Path, shared: bool, monkeypatch: pytest.MonkeyPatch

@@ -100,7 +100,15 @@ def test_a_damaged_file_is_refused_or_read(
         assert "t5.gguf" in str(error)
 
 
-def test_a_damaged_length_is_refused_and_not_counted_to(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ((4).to_bytes(4, "little") + (1 << 20).to_bytes(8, "little"), r"it needs \d+ bytes and has \d+"),
+        (((9).to_bytes(4, "little") + (1).to_bytes(8, "little")) * 2000, "recursion"),
+    ],
+    ids=["longer than the file", "arrays of arrays"],
+)
+def test_an_array_without_end_is_refused(tmp_path: Path, written: bytes, said: str) -> None:
     gguf, path = pytest.importorskip("gguf"), tmp_path / "t5.gguf"
     writer = gguf.GGUFWriter(path, "t5encoder")
     writer.add_array("tokens", [7, 8, 9])
@@ -108,10 +116,12 @@ def test_a_damaged_length_is_refused_and_not_counted_to(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    content, length = path.read_bytes(), (3).to_bytes(8, "little")
-    at = content.index(length, content.index(b"tokens"))
-    path.write_bytes(content[:at] + (1 << 56).to_bytes(8, "little") + content[at + 8 :])
-    with pytest.raises(MagiError, match=r"it needs \d+ bytes and has .*Fetch the file again"):
+    content = path.read_bytes()
+    array = (
+        content.index(b"tokens") + len(b"tokens") + 4
+    )  # behind the type of the field: type of the items, and how many
+    path.write_bytes(content[:array] + written + content[array + 12 :])
+    with pytest.raises(MagiError, match=f"{said}.*Fetch the file again"):
         open_gguf(path)
 
 

@@ -161,6 +161,9 @@ def test_the_command_says_what_it_cannot_start_from(tmp_path: Path, capsys: pyte
     for model, said in (("nano-distilled", "not distilled"), ("nowhere", "nothing at 'nowhere'")):
         assert main(["train", "--start", model, "-o", str(tmp_path / "out")]) == 2
         assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+    for words, said in ((["--blend", "0.5"], "--start nano-full"), (["--start", "nano", "--blend", "2"], "blend is 2")):
+        assert main(["train", "-o", str(tmp_path / "out"), *words]) == 2
+        assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_the_curve_shows_every_series_and_survives_none(tmp_path: Path) -> None:
