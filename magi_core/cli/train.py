@@ -49,6 +49,11 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "(default: 0.75 with --rollouts, else 1)",
     )
     train.add_argument(
+        "--seed",
+        type=int,
+        help="of what the transformer is shown, rollouts too: give a run that goes on from another one a seed of its own (default: 0, with --start 1)",
+    )
+    train.add_argument(
         "--bidirectional",
         action="store_true",
         help="make the variant of --start that magi physics-worlds --bidirectional compares it with",
@@ -72,6 +77,11 @@ def lasting(settings: DiTSettings, arguments: argparse.Namespace) -> DiTSettings
     return replace(settings, steps=arguments.steps, minutes=arguments.minutes)
 
 
+def seeded(settings: DiTSettings, arguments: argparse.Namespace) -> DiTSettings:
+    """Settings with the seed that is asked for."""
+    return settings if arguments.seed is None else replace(settings, seed=arguments.seed)
+
+
 def run_train(arguments: argparse.Namespace) -> int:
     from magi_core.training.train import RECIPES, WORK, gone_on, train
 
@@ -87,7 +97,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         if not arguments.start:
             raise MagiError("--blend is with the model that is gone on from; give it, say --start nano-full")
         settings = replace(settings, blend=arguments.blend)
-    settings = replace(settings, dit=sampled(lasting(settings.dit, arguments), arguments))
+    settings = replace(settings, dit=sampled(seeded(lasting(settings.dit, arguments), arguments), arguments))
     train(arguments.output, settings, sheets(arguments.output, arguments.output / WORK, arguments))
     sys.stdout.write(f"{arguments.output} is a model folder: magi generate --model {arguments.output} ...\n")
     return 0
@@ -109,6 +119,8 @@ def run_bidirectional(arguments: argparse.Namespace) -> int:
     if arguments.sample or arguments.sample_steps is not None:
         raise MagiError("--sample and --sample-steps show model folders; --bidirectional makes none, so leave them out")
     settings = Bidirectional(world=arguments.world)
-    train_bidirectional(arguments.start, arguments.output, replace(settings, dit=lasting(settings.dit, arguments)))
+    train_bidirectional(
+        arguments.start, arguments.output, replace(settings, dit=seeded(lasting(settings.dit, arguments), arguments))
+    )
     sys.stdout.write(f"magi physics-worlds --bidirectional {arguments.output / WEIGHTS_FILE} compares the variant\n")
     return 0

@@ -47,6 +47,7 @@ from magi_core.training.schedule import check_finite, progress, rate_scale, say_
 
 STATE_FILE, LOG_FILE, CURVE_FILE = "dit.safetensors", "dit.jsonl", "dit.png"
 LOG_EVERY = 20
+SEEDS = 2**32
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,8 @@ class DiTSettings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise MagiError(f"{name} is {value}; it must be above 0")
+        if not 0 <= self.seed < SEEDS:
+            raise MagiError(f"seed is {self.seed}; it must be from 0 to {SEEDS - 1}")
         if self.keep_steps < 0:
             raise MagiError(f"keep_steps is {self.keep_steps}; it must be 0, for the end alone, or more")
 

@@ -110,7 +110,7 @@ BEHIND_ROLLOUTS = replace(
     muon_lr=0.009,
     adamw_lr=7e-4,
     batch={
-        "first": 20,
+        "first": 40,
         "anchored stream": 3,
         "next": 6,
         **dict.fromkeys(ROLLOUTS, 2),

@@ -145,10 +145,17 @@ def test_the_command_trains_each_world_by_its_recipe(tmp_path: Path, monkeypatch
     made: list[Training] = []
     monkeypatch.setattr("magi_core.training.train.train", lambda out, settings, watch: made.append(settings))
     go_on = ["--world", "full", "--start", "nano", "--steps", "7"]
-    for words in ([], ["--world", "full"], go_on, [*go_on, "--blend", "0.7"], [*go_on, "--rollouts", "3"]):
+    for words in (
+        [],
+        ["--world", "full"],
+        go_on,
+        [*go_on, "--blend", "0.7"],
+        [*go_on, "--rollouts", "3", "--seed", "9"],
+    ):
         assert main(["train", "-o", str(tmp_path), *words]) == 0
     small, full, further, mixed, mended = made
     assert [settings.blend for settings in made] == [1, 1, 1, 0.7, 0.75]
+    assert [settings.dit.seed for settings in made] == [0, 0, 1, 1, 9]
     assert replace(mixed, blend=1.0) == further and mended.rollouts == 3
     assert (small.world, small.clips, small.dit.steps) == ("narrow", 12_000, 4350)
     assert (full.world, full.clips, full.dit.steps) == ("full", 16_000, 18_000)
@@ -161,7 +168,11 @@ def test_the_command_says_what_it_cannot_start_from(tmp_path: Path, capsys: pyte
     for model, said in (("nano-distilled", "not distilled"), ("nowhere", "nothing at 'nowhere'")):
         assert main(["train", "--start", model, "-o", str(tmp_path / "out")]) == 2
         assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
-    for words, said in ((["--blend", "0.5"], "--start nano-full"), (["--start", "nano", "--blend", "2"], "blend is 2")):
+    for words, said in (
+        (["--blend", "0.5"], "--start nano-full"),
+        (["--start", "nano", "--blend", "2"], "blend is 2"),
+        (["--seed", "-1"], "seed is -1; it must be from 0 to 4294967295"),
+    ):
         assert main(["train", "-o", str(tmp_path / "out"), *words]) == 2
         assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
