@@ -91,8 +91,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     tune.add_argument(
         "--precision",
         choices=("bfloat16", "float32"),
-        default="bfloat16",
-        help="of products; weights are float32 (default: bfloat16)",
+        help="of products; weights are float32 (default: bfloat16, on a CPU without AVX-512 float32)",
     )
     tune.add_argument("--device", help="cpu or cuda (default: the GPU, else the CPU)")
     tune.add_argument(
@@ -197,7 +196,7 @@ def _settings(arguments: argparse.Namespace) -> FinetuneSettings:
         rate_times_width=LORA_RATE if arguments.lora is not None else RATE_TIMES_WIDTH,
         seed=arguments.seed,
         keep_minutes=arguments.keep_minutes,
-        autocast=arguments.precision == "bfloat16",
+        autocast=None if arguments.precision is None else arguments.precision == "bfloat16",
         shard=arguments.shard,
     )
 

@@ -5,7 +5,7 @@ Notable:
 * The batch of step k is drawn from (seed, k) alone, so a resumed run sees what an unbroken one would, to the bit.
 * With ``steps`` the schedule counts steps and a run can be repeated to the bit on one machine; with ``minutes`` it follows the clock,
   so that a run ends in time on a machine that others use as well.
-* bfloat16 autocast, float32 weights and averages.
+* bfloat16 autocast where the device is fast at it (``precision``), float32 weights and averages.
 * The averaged weights are handed out on the way, to be looked at; nothing of that comes back into the run.
 """
 
@@ -42,6 +42,7 @@ from magi_core.training.objective import (
     velocities,
 )
 from magi_core.training.own_history import TakenBack, draw_taken_back, with_own_history
+from magi_core.training.precision import autocast
 from magi_core.training.products import attend_products
 from magi_core.training.schedule import check_finite, progress, rate_scale, say_if_done
 
@@ -269,7 +270,7 @@ def train_step(
     parameters = list(state.model.parameters())
 
     def gradients(batch: AnyBatch) -> tuple[Tensor, tuple[Tensor, ...]]:
-        with torch.autocast(device, torch.bfloat16):
+        with autocast(torch.device(device)):
             squared = errors(batch)
         return squared.detach().cpu(), torch.autograd.grad(squared.sum() / frames, parameters)
 

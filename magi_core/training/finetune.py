@@ -4,7 +4,7 @@ Notable:
 
 * A step is ``passes`` forward and backward passes of ``together`` sequences, dealt out to the processes; their gradients add up. What a
   pass shows depends on (seed, step, pass) alone, so neither a break nor the number of processes changes what is learnt.
-* Weights, averages and moments are float32 whatever the checkpoint holds; products are bfloat16 (autocast).
+* Weights, averages and moments are float32 whatever the checkpoint holds; products are bfloat16 (autocast) where the device is fast at them.
 * Nothing of a layer but its input is kept for the backward pass of a model that is ``recomputed``.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ from magi_core.training.dit import CURVE_FILE, LOG_FILE, STATE_FILE, Batch
 from magi_core.training.layouts import CYCLE
 from magi_core.training.losses import Losses
 from magi_core.training.objective import Layout, add_noise, draw_times, squared_errors, velocities
+from magi_core.training.precision import autocast
 from magi_core.training.products import attend_products
 from magi_core.training.ranks import Ranks, gathering, spread
 from magi_core.training.schedule import check_finite, progress, rate_scale, say_if_done
@@ -71,7 +71,8 @@ class FinetuneSettings:
     seed: int = 0
     keep_minutes: float = 10.0
     """The state is saved, and the averaged weights are given to ``keep``, so often, and at the end."""
-    autocast: bool = True
+    autocast: bool | None = None
+    """Whether products are bfloat16; None where the device is fast at them."""
     shard: bool = False
 
     def __post_init__(self) -> None:
@@ -217,7 +218,7 @@ def train_step(
     for batch in batches:
         moved = Batch(batch.name, batch.layout, batch.sample.to(ranks.device), batch.noised.to(ranks.device))
         with gathering(objective, last=batch is batches[-1]):
-            with _autocast(settings, ranks.device):
+            with autocast(ranks.device, wanted=settings.autocast):
                 errors: Tensor = objective(moved)
             loss = errors.sum() * (ranks.count / frames)  # gradients are averaged over processes, the sum is meant
             torch.autograd.backward(loss)
@@ -242,10 +243,6 @@ def draw_pass(
     sample = draw_sample(clips, layout, settings.together, settings.mix, generator)
     times = draw_times(layout, settings.together, generator)
     return Batch(name, layout, sample, add_noise(sample, layout, times, generator))
-
-
-def _autocast(settings: FinetuneSettings, device: torch.device) -> AbstractContextManager[object]:
-    return torch.autocast(device.type, torch.bfloat16) if settings.autocast else nullcontext()
 
 
 def _set_rate(state: TrainingState, settings: FinetuneSettings, width: int) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from magi_core.model import MagiDiT
 from magi_core.text.assembly import NULL_LENGTH
 from magi_core.training.objective import LAYOUTS, Layout, Noised, Sample, velocities
+from magi_core.training.precision import autocast
 
 TIMES = ((0.25, 0.6), (0.6, 0.9))
 """Between which times a clean chunk is taken back, one after the other: what it shows stays, its details are the model's."""
@@ -70,7 +71,7 @@ def denoised(model: MagiDiT, latents: Tensor, taken_back: TakenBack) -> Tensor:
     yes = torch.ones(chunks, 1, dtype=torch.bool, device=latents.device)
     unheard = Sample(latents, torch.zeros_like(yes, dtype=torch.long), nothing, nothing[..., 0] > 0, yes, yes)
     # An older torch keeps in its cache, for the pass that needs a gradient, weights that were cast without one.
-    with torch.no_grad(), torch.autocast(latents.device.type, torch.bfloat16, cache_enabled=False):
+    with torch.no_grad(), autocast(latents.device, cache=False):
         for t, noise in zip(taken_back.t, taken_back.noise, strict=True):
             share = t.view(-1, 1, 1, 1, 1)
             x = noise + share * (latents - noise)

@@ -27,6 +27,7 @@ from magi_core.parts import Parts
 from magi_core.text.caption import Caption
 from magi_core.training.dataset import ClipSet
 from magi_core.training.practice import PRACTICE, Practice
+from magi_core.training.precision import autocast
 from magi_core.training.rough import roughen
 from magi_core.vae import ViTVAE, frames_to_video
 from magi_core.worlds.captions import describe
@@ -146,7 +147,7 @@ def encode_windows(vae: ViTVAE, video: Tensor) -> Tensor:
     """Video [N, 3, T, H, W] in -1..1 -> latents [N, chunks, C, F, H/8, W/8], each latent frame encoded from its own 4 frames."""
     count, colours, frames, height, width = video.shape
     windows = video.reshape(count, colours, -1, WINDOW, height, width).transpose(1, 2).flatten(0, 1)
-    with torch.no_grad(), torch.autocast(video.device.type, torch.bfloat16):
+    with torch.no_grad(), autocast(video.device):
         latents = vae.encode(windows).squeeze(2).float()  # [N * T/4, C, h, w]
     return latents.reshape(count, frames // CHUNK_FRAMES, -1, *latents.shape[1:]).transpose(2, 3).contiguous()
 

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from magi_core.training.checkpoint import TrainingState, load_state, save_state, start_state
+from magi_core.training.precision import autocast
 from magi_core.vae import VAEConfig, ViTVAE, load_vae, save_vae
 from magi_core.vae.vit import Block
 from magi_core.worlds.clips import IMAGE_FRAMES, WORLDS, render, sample_clip
@@ -131,7 +132,7 @@ def train_step(
             group["lr"] = group["peak"] * rate_at(state.step, settings)
     vae = state.model
     assert isinstance(vae, ViTVAE)  # noqa: S101 - for the type checker
-    with torch.autocast(video.device.type, torch.bfloat16):
+    with autocast(video.device):
         losses = window_losses(vae, video, sigma, noise, settings)
     losses["loss"].backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
