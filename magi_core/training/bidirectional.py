@@ -73,7 +73,7 @@ def train_bidirectional(start: str | Path, out: Path, settings: Bidirectional) -
 def _train(files: CheckpointFiles, model: MagiDiT, made: Path, work: Path, settings: Bidirectional) -> None:
     parts = Parts(files)
     make_shards(work / "clips", parts.vae, settings.world, settings.clips, settings.dit.seed, GIVEN + PREDICTED)
-    clips = open_clips(work / "clips", parts)
+    clips = open_clips([work / "clips"], parts)
 
     def keep(weights: Mapping[str, Tensor], step: int) -> None:
         stored = {name: value.to(torch.float16) for name, value in weights.items()}

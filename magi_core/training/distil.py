@@ -110,7 +110,7 @@ def _distil(
         clips = work / "clips"
         make_shards(clips, parts.vae, settings.world, settings.clips, settings.dit.seed)
     dit, sampling = files.config.dit, files.config.sampling
-    shown = open_clips(clips, parts)
+    shown = open_clips([clips], parts)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = replace(
         files.config,

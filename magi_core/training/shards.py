@@ -32,6 +32,7 @@ from magi_core.training.rough import roughen
 from magi_core.vae import ViTVAE, frames_to_video
 from magi_core.worlds.captions import describe
 from magi_core.worlds.clips import CHUNK_FRAMES, Clip, render, sample_clip
+from magi_core.worlds.shapes import Frames
 
 CHUNKS = 5
 """Of a clip, unless told otherwise."""
@@ -40,16 +41,26 @@ SHARD = 1000
 ENCODED_TOGETHER = 16
 WINDOW = 4  # frames of a latent frame
 
+Show = Callable[[Clip, np.random.Generator], Frames]
+"""Frames [24 * chunks, 64, 64, 3] uint8 that a clip is shown by."""
+
 log = logging.getLogger(__name__)
 
 
-def make_shards(folder: Path, vae: ViTVAE, world: str, clips: int, seed: int, chunks: int = CHUNKS) -> None:
+def as_it_is(clip: Clip, _rng: np.random.Generator) -> Frames:
+    """What happens in it."""
+    return render(clip)
+
+
+def make_shards(
+    folder: Path, vae: ViTVAE, world: str, clips: int, seed: int, chunks: int = CHUNKS, show: Show = as_it_is
+) -> None:
     """Render, encode and write the shards of ``clips`` clips of ``chunks`` chunks that ``folder`` does not hold yet.
 
     Raises MagiError where it holds clips of another world, seed, VAE, number, length or practice.
     """
     for path, indices in missing_shards(folder, clips, SHARD, lambda count: origin(vae, world, count, seed, chunks)):
-        write_shard(path, vae, world, indices, seed, chunks)
+        write_shard(path, vae, world, indices, seed, chunks, show)
         log.info("data: clips %d of %d", indices.stop, clips)
 
 
@@ -107,7 +118,15 @@ def _opened(path: Path) -> Iterator[Any]:
         ) from error
 
 
-def write_shard(path: Path, vae: ViTVAE, world: str, indices: Sequence[int], seed: int, chunks: int = CHUNKS) -> None:
+def write_shard(
+    path: Path,
+    vae: ViTVAE,
+    world: str,
+    indices: Sequence[int],
+    seed: int,
+    chunks: int = CHUNKS,
+    show: Show = as_it_is,
+) -> None:
     """Write the clips ``indices`` of a world (a name of ``WORLDS``), each of ``chunks`` chunks, to one file."""
     practice = PRACTICE[world]
     latents, wordings, images = [], [], []
@@ -116,7 +135,7 @@ def write_shard(path: Path, vae: ViTVAE, world: str, indices: Sequence[int], see
         for index in indices[first : first + ENCODED_TOGETHER]:
             rng = np.random.default_rng([seed, index])
             clip = sample_clip(practice.world, chunks, rng)
-            videos.append(frames_to_video(torch.from_numpy(render(clip))))
+            videos.append(frames_to_video(torch.from_numpy(show(clip, rng))))
             wordings.append([put_into_words(clip, practice, rng) for _ in range(WORDINGS)])
             images.append(clip.hold > 0)
         latents.append(encode_windows(vae, torch.cat(videos)).half())
@@ -163,13 +182,13 @@ def shards_of(folder: Path, vae: ViTVAE) -> list[Path]:
     return paths
 
 
-def open_clips(folder: Path, parts: Parts) -> ClipSet:
-    """Read every shard of ``folder`` and encode its captions.
+def open_clips(folders: Sequence[Path], parts: Parts) -> ClipSet:
+    """Read every shard of the ``folders`` and encode their captions.
 
     Raises MagiError as ``shards_of`` does, and where shards are of different versions.
     """
     latents, images, texts = [], [], []
-    for path in shards_of(folder, parts.vae):
+    for path in (path for folder in folders for path in shards_of(folder, parts.vae)):
         with _opened(path) as file:
             latents.append(file.get_tensor("latents"))
             images.append(file.get_tensor("image"))

@@ -23,6 +23,7 @@ from magi_core.parts import Parts
 from magi_core.presets import PRESETS
 from magi_core.run_lock import alone
 from magi_core.training.dataset import Mix
+from magi_core.training.decoys import make_decoys
 from magi_core.training.dit import DiTSettings, train_dit
 from magi_core.training.export import bring_parts, check_other_folder, write_dit
 from magi_core.training.objective import ROLLOUTS
@@ -57,7 +58,7 @@ class Training:
     start: str | Path | None = None
     """A model of the same sizes to go on from: its text encoder, VAE and special tokens as they are, its transformer to begin with."""
     rollouts: int = 0
-    """Long videos that the model gone on from makes first; training then shows how their seconds should have gone on (``rollouts``)."""
+    """Long videos that the model gone on from makes first; training then shows how their seconds, and those of ``decoys``, should have gone on."""
     blend: float = 1.0
     """So much of the weights that are handed out is what the run learnt, the rest what it began with: a model that goes on with something new
     keeps most of what it knew in their mean (Wortsman et al. 2022, arXiv 2109.01903)."""
@@ -126,6 +127,8 @@ BEHIND_ROLLOUTS = replace(
 """The same with the rollouts of ``Training.rollouts``, for clips as long as those of magi-nano-full."""
 
 
+DECOYS = 6
+"""For every rollout, which is about as many sequences as it gives itself."""
 ROLLOUTS_BLEND = 0.75
 """``Training.blend`` behind rollouts, whose targets are few and alike."""
 
@@ -175,10 +178,12 @@ def _train(
     parts = Parts(CheckpointFiles("nano", config, None, out / "vae", out / "t5", out / "special_tokens.npz"))
     rollouts = None
     if start is not None and settings.rollouts:
-        make_rollouts(work / "rollouts", Parts(start), settings.world, settings.rollouts, settings.dit.seed)
-        rollouts = open_clips(work / "rollouts", parts)
+        drifted, decoys, seed = work / "rollouts", work / "decoys", settings.dit.seed
+        make_rollouts(drifted, Parts(start), settings.world, settings.rollouts, seed)
+        make_decoys(decoys, parts.vae, settings.world, DECOYS * settings.rollouts, seed)
+        rollouts = open_clips([drifted, decoys], parts)
     make_shards(work / "clips", parts.vae, settings.world, settings.clips, settings.seed, settings.chunks)
-    clips = open_clips(work / "clips", parts)
+    clips = open_clips([work / "clips"], parts)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     weights = None if initial is None else initial.state_dict()

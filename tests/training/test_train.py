@@ -110,10 +110,10 @@ def test_clips_of_another_version_are_refused_by_name(tmp_path: Path) -> None:
     parts = Parts(find_checkpoint("nano"))
     parts.vae = vae
     with pytest.raises(MagiError, match=r"clips-001000\.safetensors are 3 seconds long and those before them 5"):
-        open_clips(tmp_path, parts)
+        open_clips([tmp_path], parts)
     parts.vae = ViTVAE(NANO_VAE)
     with pytest.raises(MagiError, match=r"clips-000000\.safetensors are of another VAE than"):
-        open_clips(tmp_path, parts)
+        open_clips([tmp_path], parts)
 
 
 def test_clips_made_from_something_else_are_refused_before_anything_is_learnt(
