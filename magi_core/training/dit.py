@@ -30,6 +30,7 @@ from magi_core.model import MagiDiT
 from magi_core.training.checkpoint import Keep, TrainingState, load_state, save_state, start_state, whole
 from magi_core.training.dataset import ClipSet, Mix, draw_sample
 from magi_core.training.losses import Losses
+from magi_core.training.muon import Muon
 from magi_core.training.objective import (
     LAYOUTS,
     ROLLOUTS,
@@ -251,7 +252,7 @@ def optimizers(model: MagiDiT, settings: DiTSettings) -> dict[str, torch.optim.O
     chosen = {id(p) for p in matrices}
     rest = [p for p in named.values() if id(p) not in chosen]
     return {
-        "muon": torch.optim.Muon(matrices, lr=settings.muon_lr, weight_decay=settings.weight_decay),
+        "muon": Muon(matrices, lr=settings.muon_lr, weight_decay=settings.weight_decay),
         "adamw": torch.optim.AdamW(rest, lr=settings.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0),
     }
 

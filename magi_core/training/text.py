@@ -30,6 +30,7 @@ from magi_core.text.cleaning import clean_caption
 from magi_core.text.encoder import T5TextEncoder
 from magi_core.text.tokenizer import BYTE_VOCABULARY, byte_ids
 from magi_core.text.weights import T5Sizes, build_t5, t5_document
+from magi_core.training.muon import Muon
 from magi_core.training.rough import roughen
 from magi_core.worlds.captions import Description, describe
 from magi_core.worlds.clips import MOTIONS, WORLDS, sample_clip
@@ -113,7 +114,7 @@ def train_text(folder: Path, settings: TextTraining = TextTraining()) -> dict[st
     matrices = [p for name, p in network.named_parameters() if "block" in name and "bias" not in name and p.ndim == 2]
     others = [p for p in (*network.parameters(), *heads.parameters()) if all(p is not m for m in matrices)]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, lr=settings.muon_rate, weight_decay=0.01),
+        Muon(matrices, lr=settings.muon_rate, weight_decay=0.01),
         torch.optim.AdamW(others, lr=settings.adam_rate, betas=(0.9, 0.98), weight_decay=0.01),
     ]
     schedules = [

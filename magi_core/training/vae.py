@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from magi_core.training.checkpoint import TrainingState, load_state, save_state, start_state
+from magi_core.training.muon import Muon
 from magi_core.training.precision import autocast
 from magi_core.vae import VAEConfig, ViTVAE, load_vae, save_vae
 from magi_core.vae.vit import Block
@@ -173,7 +174,7 @@ def make_optimizers(vae: ViTVAE, settings: VAETraining) -> dict[str, torch.optim
     muon = {"params": matrices, "peak": settings.muon_rate}
     adam = {"params": rest, "peak": settings.adam_rate}
     return {
-        "muon": torch.optim.Muon([muon], lr=settings.muon_rate, weight_decay=0.01),
+        "muon": Muon([muon], lr=settings.muon_rate, weight_decay=0.01),
         "adam": torch.optim.AdamW([adam], lr=settings.adam_rate, betas=(0.9, 0.98), weight_decay=0.0),
     }
 
