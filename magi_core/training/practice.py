@@ -36,9 +36,9 @@ PRACTICE: Mapping[str, Practice] = MappingProxyType(
         "full": Practice(
             replace(
                 emphasised(FULL, {"bounce": 3.5, "fall": 1.5, "still": 1.5}),
-                # Circles and stars turn into squares in long videos, the middle size, which has no word, grows, and the small one is drawn too big.
+                # Circles and stars turn into squares in long videos, the middle size, which has no word, grows.
                 shapes=(*FULL.shapes, "circle", "star"),
-                radii=(*FULL.radii, 7.0, 9.0),
+                radii=(*FULL.radii, 9.0),
                 colour_change=0.30,
                 motion_change=0.35,
                 image_share=0.30,
