@@ -36,7 +36,7 @@ PRACTICE: Mapping[str, Practice] = MappingProxyType(
         "full": Practice(
             replace(
                 emphasised(FULL, {"bounce": 3.5, "fall": 1.5, "still": 1.5}),
-                # Circles and stars turn into squares in long videos, the middle size, which has no word, grows.
+                # Circles and stars turn into squares in long videos, and the middle size, which has no word, grows.
                 shapes=(*FULL.shapes, "circle", "star"),
                 radii=(*FULL.radii, 9.0),
                 colour_change=0.30,
