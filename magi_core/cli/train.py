@@ -39,7 +39,8 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=int,
         default=0,
         metavar="N",
-        help="with --start, for a model with an anchor: it makes N videos of 20 s first, and is shown how their seconds should have gone on",
+        help="with --start, for a model with an anchor: it makes N videos of 20 s first, and is shown how their seconds should have gone on, "
+        "and those of six clips for each that show another shape or size than they began with",
     )
     train.add_argument(
         "--blend",
